@@ -1,0 +1,1 @@
+"""Bridge kinds: one file each, named after the kind."""

@@ -1,0 +1,396 @@
+"""The recipe: one YAML file that says which modules of which donors stand where.
+
+Reading it finds every mistake that needs no donor: misspelt keys, unknown names, reversed ranges.
+What needs a donor's header (a layer that it does not have) is found by the plan.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from hybridize.errors import Finding, HybridizeError, did_you_mean
+from hybridize.plugins import plugin_names
+from hybridize.positions import KEY, Document, Place, read_yaml
+
+DONOR_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+MOST_SLOTS = 10_000
+
+
+def _mistake(found: str, fix: str) -> PydanticCustomError:
+    # The texts travel as context: as a template they would trip over braces in a user's input.
+    return PydanticCustomError("recipe", "{found}", {"found": found, "fix": fix})
+
+
+def _parse_layers(value: Any) -> list[int]:
+    """`0-7`, `5`, or a list of both; ranges are inclusive at both ends."""
+    parts = value if isinstance(value, list) else [value]
+    if not parts:
+        raise _mistake("no layers", "write a range such as 0-7, a number, or a list of both")
+    layers: list[int] = []
+    for part in parts:
+        layers.extend(_parse_range(part))
+        if len(layers) > MOST_SLOTS:
+            raise _mistake(f"more than {MOST_SLOTS} layers", "check the range")
+    return layers
+
+
+def _parse_range(part: Any) -> range:
+    match = re.fullmatch(r"(\d{1,9})(?:\s*-\s*(\d{1,9}))?", str(part).strip())
+    if match is None or isinstance(part, bool):
+        raise _mistake(
+            f"'{part}' is no range of layers",
+            "write 0-7 (inclusive at both ends, counted from 0), a number, or a list of both",
+        )
+    first, last = int(match[1]), int(match[2] or match[1])
+    if last < first:
+        raise _mistake(
+            f"the range {first}-{last} is reversed",
+            f"write {last}-{first}; to reverse the order of the layers, list them one by one",
+        )
+    return range(first, last + 1)
+
+
+def _parse_bytes(value: Any) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B)", str(value).strip())
+    if match is None or (size := int(float(match[1]) * UNITS[match[2]])) < 1:
+        raise _mistake(f"'{value}' is no size", f"write 5GB, say; units: {', '.join(UNITS)}")
+    return size
+
+
+Layers = Annotated[
+    list[int],
+    BeforeValidator(_parse_layers),
+    WithJsonSchema(
+        {
+            "description": "0-7 is eight layers, counted from 0; a number; or a list of both",
+            "anyOf": [
+                {"type": "integer", "minimum": 0},
+                {"type": "string", "pattern": r"^\d+(\s*-\s*\d+)?$"},
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {
+                        "anyOf": [
+                            {"type": "integer", "minimum": 0},
+                            {"type": "string", "pattern": r"^\d+(\s*-\s*\d+)?$"},
+                        ]
+                    },
+                },
+            ],
+        }
+    ),
+]
+Bytes = Annotated[
+    int,
+    BeforeValidator(_parse_bytes),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?\s*[KMG]i?B$"}),
+]
+
+
+PLACES = ("auto", "changes", "width-changes", "none")
+
+
+def _parse_where(value: Any) -> Any:
+    """A rule, or slots that a bridge stands before."""
+    if isinstance(value, list):
+        for item in value:
+            if item != "head" and (type(item) is not int or item < 0):
+                raise _mistake(f"'{item}' is no slot", "slots are counted from 0; or write head")
+    elif value not in PLACES:
+        raise _mistake(
+            f"unknown where '{value}'",
+            f"{did_you_mean(str(value), PLACES)}, or a list of slots",
+        )
+    return value
+
+
+Where = Annotated[
+    str | list[int | str],
+    BeforeValidator(_parse_where),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "enum": list(PLACES)},
+                {
+                    "type": "array",
+                    "items": {"anyOf": [{"type": "integer", "minimum": 0}, {"const": "head"}]},
+                },
+            ]
+        }
+    ),
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class DonorSpec(_Section):
+    """Where a donor comes from: a model, or a mergekit config that makes one."""
+
+    model: str | None = Field(None, description="a folder (relative to this file) or a hub id")
+    revision: str | None = Field(None, description="of a hub id: commit, tag or branch")
+    merge: str | None = Field(None, description="a mergekit config; its result is the donor")
+
+
+class ModuleSpec(_Section):
+    """A sub-module of another donor's layer."""
+
+    donor: str = Field(alias="from")
+    layer: int = Field(ge=0)
+
+
+class BridgeSpec(_Section):
+    """What stands where the donor or the width changes."""
+
+    kind: Annotated[str, WithJsonSchema({"type": "string", "enum": plugin_names("bridges")})] = (
+        "linear"
+    )
+    init: Literal["auto", "identity", "random"] = Field(
+        "auto", description="auto: identity at equal widths, random at different ones"
+    )
+    norm: bool = Field(False, description="linear: an RMS norm before the map")
+    bias: bool = Field(False, description="linear: a bias after the map")
+    seed: int = Field(0, ge=0, description="of a random init")
+
+
+class BridgesSpec(BridgeSpec):
+    """The default bridge, and where bridges stand."""
+
+    where: Where = Field(
+        "auto",
+        description=(
+            "auto and width-changes: where the width changes; changes: where the donor does; "
+            "or a list of slots that a bridge stands before"
+        ),
+    )
+
+
+def _bridge_shorthand(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+def _allow_shorthand(schema: dict[str, Any]) -> None:
+    schema["anyOf"].insert(0, {"type": "string", "enum": plugin_names("bridges")})
+
+
+class SlotSpec(_Section):
+    """One entry of the stack: layers of one donor, in this order."""
+
+    donor: str = Field(alias="from")
+    layers: Layers | None = None
+    layer: int | None = Field(None, ge=0)
+    mixer: ModuleSpec | None = Field(None, description="takes the place of the layer's mixer")
+    mlp: ModuleSpec | None = Field(None, description="takes the place of the layer's MLP")
+    bridge: Annotated[BridgeSpec | None, BeforeValidator(_bridge_shorthand)] = Field(
+        None,
+        description="a bridge before the first layer of this entry: its kind, or more of it",
+        json_schema_extra=_allow_shorthand,
+    )
+
+    @property
+    def picks(self) -> list[int]:
+        """Layers of the donor, bottom up, counted from 0."""
+        return self.layers if self.layers is not None else [self.layer or 0]
+
+
+class Recipe(_Section):
+    """A whole recipe. `load_recipe` reads one."""
+
+    version: Literal[1] = 1
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    donors: dict[Annotated[str, Field(pattern=DONOR_NAME)], DonorSpec] = Field(min_length=1)
+    slots: list[SlotSpec] = Field(min_length=1, description="from the embedding upwards")
+    embeddings: str | None = Field(None, description="a donor; default: that of the first slot")
+    head: str | None = Field(
+        None, description="donor of final norm and head; default: that of the last slot"
+    )
+    tokenizer: str | None = Field(None, description="a donor; default: that of the embeddings")
+    bridges: BridgesSpec = BridgesSpec()
+    target: Literal["auto", "native", "hybrid"] = "auto"
+    dtype: Literal["keep", "bfloat16", "float16", "float32"] = "keep"
+    shard_size: Bytes = 5 * 10**9
+
+
+class RecipeFile:
+    """A recipe together with the file it stands in, so that later errors can name a place."""
+
+    def __init__(self, recipe: Recipe, document: Document) -> None:
+        self.recipe = recipe
+        self.document = document
+
+    @property
+    def name(self) -> str:
+        return self.recipe.name or self.document.path.stem
+
+    def place(self, *where: str | int) -> str:
+        return self.document.place(where)
+
+    def path(self, relative: str) -> Path:
+        """A path of the recipe; relative ones start at the recipe's folder."""
+        return self.document.path.parent / Path(relative).expanduser()
+
+
+def load_recipe(path: Path) -> RecipeFile:
+    """Read and check a recipe.
+
+    Raises:
+        HybridizeError: the file cannot be read as YAML.
+        HybridizeError: everything that is wrong with the recipe, in the order of the file.
+    """
+    document = read_yaml(path)
+    if not isinstance(document.data, dict):
+        raise HybridizeError(
+            "a recipe is a mapping with the keys donors and slots", place=document.place(())
+        )
+    recipe, mistakes = _validate(document.data)
+    mistakes += list(_unknown_names(document.data))
+    mistakes += list(_slot_mistakes(document.data))
+    mistakes += list(_donor_mistakes(document.data))
+    if mistakes or recipe is None:
+        # One finding a place: the branches of a union all complain about the same value.
+        first = {where: (where, found, fix) for where, found, fix in reversed(mistakes)}
+        ordered = sorted(first.values(), key=lambda mistake: document.position(mistake[0]))
+        raise HybridizeError.of(
+            Finding(found, fix, document.place(where)) for where, found, fix in ordered
+        )
+    return RecipeFile(recipe, document)
+
+
+Mistake = tuple[Place, str, str | None]
+
+
+def _validate(data: dict[str, Any]) -> tuple[Recipe | None, list[Mistake]]:
+    try:
+        return Recipe.model_validate(data), []
+    except ValidationError as error:
+        return None, [_translate(detail) for detail in error.errors(include_url=False)]
+
+
+def _translate(detail: ErrorDetails) -> Mistake:
+    """One of pydantic's findings in our words."""
+    # Pydantic names the key of a mapping by a step of its own.
+    where = tuple(step for step in detail["loc"] if step != "[key]")
+    kind, context = detail["type"], detail.get("ctx", {})
+    last = str(where[-1]) if where else ""
+    if kind == "recipe":
+        return where, context["found"], context["fix"]
+    if kind == "extra_forbidden":
+        return (*where, KEY), f"unknown key '{last}'", did_you_mean(last, _known_keys(where))
+    if kind == "missing":
+        return where[:-1], f"'{last}' is missing", f"add the key '{last}'"
+    if kind in ("literal_error", "enum"):
+        known = [word.strip(" '") for word in context["expected"].replace(" or ", ",").split(",")]
+        return (
+            where,
+            f"unknown {last} '{detail['input']}'",
+            did_you_mean(str(detail["input"]), known),
+        )
+    if kind == "string_pattern_mismatch":
+        return (
+            where,
+            f"'{detail['input']}' is no name",
+            "letters, digits, '_' and '-', beginning with a letter or digit",
+        )
+    if kind in ("int_parsing", "int_type", "int_from_float"):
+        return where, f"{detail['input']!r:.60} is no whole number", None
+    if kind == "too_short":
+        return where, f"'{last}' is empty", "write at least one entry"
+    return where, f"{detail['msg'].lower()}, got {detail['input']!r:.60}", None
+
+
+_SECTIONS: dict[str, type[_Section]] = {
+    "donors": DonorSpec,
+    "slots": SlotSpec,
+    "bridges": BridgesSpec,
+    "bridge": BridgeSpec,
+    "mixer": ModuleSpec,
+    "mlp": ModuleSpec,
+}
+
+
+def _known_keys(where: Place) -> list[str]:
+    parents = [step for step in where[:-1] if isinstance(step, str)]
+    section: type[_Section] = Recipe
+    for step in parents:
+        section = _SECTIONS.get(step, section)
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _donor_references(data: dict[str, Any]) -> Iterator[tuple[Place, Any]]:
+    for key in ("embeddings", "head", "tokenizer"):
+        if key in data:
+            yield (key,), data[key]
+    for i, slot in enumerate(_list(data.get("slots"))):
+        yield ("slots", i, "from"), _dict(slot).get("from")
+        for part in ("mixer", "mlp"):
+            yield ("slots", i, part, "from"), _dict(_dict(slot).get(part)).get("from")
+
+
+def _unknown_names(data: dict[str, Any]) -> Iterator[Mistake]:
+    donors = [str(name) for name in _dict(data.get("donors"))]
+    for where, name in _donor_references(data):
+        if isinstance(name, str) and name not in donors:
+            yield where, f"no donor is called '{name}'", did_you_mean(name, donors)
+    kinds = plugin_names("bridges")
+    slots = [("slots", i, "bridge") for i in range(len(_list(data.get("slots"))))]
+    for where in (("bridges",), *slots):
+        section = data
+        for step in where:
+            section = section[step] if isinstance(step, int) else _dict(section).get(step)  # type: ignore[index, assignment]
+        spec = _dict(_bridge_shorthand(section))
+        kind = spec.get("kind", "linear")
+        at = (*where, "kind") if isinstance(section, dict) else where
+        if isinstance(kind, str) and kind not in kinds:
+            yield at, f"unknown bridge kind '{kind}'", did_you_mean(kind, kinds)
+
+
+def _slot_mistakes(data: dict[str, Any]) -> Iterator[Mistake]:
+    for i, slot in enumerate(_list(data.get("slots"))):
+        keys = {key for key, value in _dict(slot).items() if value is not None}
+        if isinstance(slot, dict) and len(keys & {"layer", "layers"}) != 1:
+            found = "both 'layer' and 'layers'" if "layer" in keys else "no layers"
+            yield ("slots", i), found, "write layers: 0-7, or layer: 3 for a single one"
+        elif "layers" in keys and keys & {"mixer", "mlp"}:
+            part = "mixer" if "mixer" in keys else "mlp"
+            yield (
+                ("slots", i, part),
+                f"'{part}' needs one single layer",
+                "write layer: 14, one entry for each slot with a module of another donor",
+            )
+
+
+def _donor_mistakes(data: dict[str, Any]) -> Iterator[Mistake]:
+    for name, donor in _dict(data.get("donors")).items():
+        keys = {key for key, value in _dict(donor).items() if value is not None}
+        if isinstance(donor, dict) and len(keys & {"model", "merge"}) != 1:
+            found = "both 'model' and 'merge'" if "model" in keys else "neither 'model' nor 'merge'"
+            yield (
+                ("donors", name),
+                found,
+                "write model: FOLDER-OR-HUB-ID, or merge: MERGEKIT-CONFIG",
+            )
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON schema of a recipe, for editors (docs/recipe.schema.json)."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "hybridize recipe",
+        **{k: v for k, v in Recipe.model_json_schema(by_alias=True).items() if k != "title"},
+    }

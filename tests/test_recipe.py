@@ -1,0 +1,186 @@
+"""A recipe is read whole or refused with everything that is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybridize.errors import HybridizeError
+from hybridize.recipe import Recipe, RecipeFile, load_recipe, recipe_schema
+
+ROOT = Path(__file__).parents[1]
+
+
+def read(tmp_path: Path, text: str) -> RecipeFile:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    return load_recipe(file)
+
+
+def complaints(tmp_path: Path, text: str) -> str:
+    with pytest.raises(HybridizeError) as caught:
+        read(tmp_path, text)
+    return str(caught.value).replace(f"{tmp_path}/", "")
+
+
+def test_all_mistakes_at_once_with_their_places(tmp_path: Path) -> None:
+    """One run of the tool, one round of corrections."""
+    text = """\
+version: 1
+dtyp: keep
+donors:
+  a: {model: x}
+  b: {modle: x}
+embeddings: c
+slots:
+  - {from: a, layers: 7-0}
+  - {from: q, layers: 0-3, bridge: liner}
+  - {from: a, layer: 3, mixer: {from: z, layer: x}}
+  - {from: a}
+  - {from: a, layer: 1, layers: 2}
+bridges: {kind: lin, where: all}
+target: natve
+shard_size: 5
+"""
+    assert (
+        complaints(tmp_path, text)
+        == """\
+x.yaml:2:1: dtyp: unknown key 'dtyp'
+  fix: did you mean 'dtype'? (known: version, name, donors, slots, embeddings, head, tokenizer, \
+bridges, target, dtype, shard_size)
+x.yaml:5:6: donors.b: neither 'model' nor 'merge'
+  fix: write model: FOLDER-OR-HUB-ID, or merge: MERGEKIT-CONFIG
+x.yaml:5:7: donors.b.modle: unknown key 'modle'
+  fix: did you mean 'model'? (known: model, revision, merge)
+x.yaml:6:13: embeddings: no donor is called 'c'
+  fix: known: a, b
+x.yaml:8:23: slots[0].layers: the range 7-0 is reversed
+  fix: write 0-7; to reverse the order of the layers, list them one by one
+x.yaml:9:12: slots[1].from: no donor is called 'q'
+  fix: known: a, b
+x.yaml:9:36: slots[1].bridge: unknown bridge kind 'liner'
+  fix: did you mean 'linear'? (known: identity, linear)
+x.yaml:10:39: slots[2].mixer.from: no donor is called 'z'
+  fix: known: a, b
+x.yaml:10:49: slots[2].mixer.layer: 'x' is no whole number
+x.yaml:11:5: slots[3]: no layers
+  fix: write layers: 0-7, or layer: 3 for a single one
+x.yaml:12:5: slots[4]: both 'layer' and 'layers'
+  fix: write layers: 0-7, or layer: 3 for a single one
+x.yaml:13:17: bridges.kind: unknown bridge kind 'lin'
+  fix: did you mean 'linear'? (known: identity, linear)
+x.yaml:13:29: bridges.where: unknown where 'all'
+  fix: known: auto, changes, width-changes, none, or a list of slots
+x.yaml:14:9: target: unknown target 'natve'
+  fix: did you mean 'native'? (known: auto, native, hybrid)
+x.yaml:15:13: shard_size: '5' is no size
+  fix: write 5GB, say; units: KB, MB, GB, KiB, MiB, GiB"""
+    )
+
+
+DONORS = "donors: {a: {model: x}, b: {model: y}}\n"
+
+
+@pytest.mark.parametrize(
+    ("layers", "picks"),
+    [
+        ("0-7", list(range(8))),
+        ("3", [3]),
+        ("[12, 12, 13]", [12, 12, 13]),
+        ("[0-2, 5]", [0, 1, 2, 5]),
+        ("4 - 5", [4, 5]),
+        ("[3, 2, 1]", [3, 2, 1]),
+    ],
+)
+def test_ranges_are_inclusive_lists_repeat_in_any_order(
+    tmp_path: Path, layers: str, picks: list[int]
+) -> None:
+    recipe = read(tmp_path, f"{DONORS}slots: [{{from: a, layers: {layers}}}]").recipe
+    assert recipe.slots[0].picks == picks
+
+
+@pytest.mark.parametrize(
+    "layers", ["7-0", "[]", "-1", "0:3", "a", "true", "1.5", "0-99999999", "~"]
+)
+def test_what_is_no_range_is_refused_in_place(tmp_path: Path, layers: str) -> None:
+    """mergekit takes a reversed range silently."""
+    text = f"{DONORS}slots: [{{from: a, layers: {layers}}}]"
+    assert complaints(tmp_path, text).startswith("x.yaml:2:")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("[]", "a recipe is a mapping"),
+        ("", "a recipe is a mapping"),
+        ("donors: {a: {model: x}}", "'slots' is missing"),
+        (f"{DONORS}slots: []", "'slots' is empty"),
+        (f"{DONORS}slots: 3", "slots: input should be a valid list, got 3"),
+        (
+            f"{DONORS}slots: [{{from: a, layers: 1, mixer: {{from: b, layer: 1}}}}]",
+            "one single layer",
+        ),
+        (f"{DONORS}slots: [{{from: a, layer: 1}}]\nversion: 2", "unknown version '2'"),
+        (f"{DONORS}slots: [{{from: a, layer: 1}}]\nname: ../x", "'../x' is no name"),
+        (
+            f"{DONORS}slots: [{{from: a, layer: 1}}]\nbridges: {{where: [-1]}}",
+            "'-1' is no slot",
+        ),
+        ("donors: {a b: {model: x}}\nslots: [{from: a b, layer: 1}]", "'a b' is no name"),
+        ("donors: {a: {model: x, merge: y}}\nslots: [{from: a, layer: 1}]", "both 'model' and"),
+    ],
+)
+def test_single_mistakes(tmp_path: Path, text: str, found: str) -> None:
+    assert found in complaints(tmp_path, text)
+
+
+def test_defaults(tmp_path: Path) -> None:
+    file = read(tmp_path, f"{DONORS}slots: [{{from: a, layers: 0-1}}]")
+    assert file.name == "x"
+    assert (file.recipe.target, file.recipe.dtype, file.recipe.shard_size) == (
+        "auto",
+        "keep",
+        5 * 10**9,
+    )
+    assert file.path("m") == tmp_path / "m"
+
+
+def test_the_schema_in_docs_is_that_of_the_code() -> None:
+    """Editors read docs/recipe.schema.json; `hybridize schema` prints it."""
+    assert json.loads((ROOT / "docs/recipe.schema.json").read_text()) == recipe_schema()
+
+
+def test_the_schema_knows_every_key() -> None:
+    text = json.dumps(recipe_schema())
+    for name, field in Recipe.model_fields.items():
+        assert f'"{field.alias or name}"' in text
+    assert re.search(r'"enum": \["identity", "linear"\]', text)
+
+
+yaml_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*Recipe.model_fields, "x"]), yaml_values, min_size=1, max_size=4
+    )
+)
+def test_any_mapping_is_a_recipe_or_a_clear_error(
+    tmp_path_factory: pytest.TempPathFactory, data: dict[str, object]
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    file.write_text(json.dumps(data))
+    with suppress(HybridizeError):
+        load_recipe(file)
