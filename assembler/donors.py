@@ -1,0 +1,181 @@
+"""Donors: from what the recipe says to a folder on this machine, and what lies in it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hybridize.assembler.anatomy import Anatomy, dissect, text_config
+from hybridize.assembler.architectures import refusal
+from hybridize.checkpoint import Checkpoint, open_checkpoint
+from hybridize.errors import HybridizeError
+from hybridize.recipe import RecipeFile
+
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+# What a donor needs, by huggingface_hub's patterns: no pickles, no other frameworks.
+WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md", "LICENSE*"]
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+@dataclass(frozen=True)
+class Donor:
+    """One donor of a recipe, resolved."""
+
+    name: str
+    source: str  # as the recipe says it: a folder, a hub id, or a merge file
+    commit: str | None  # of a hub id
+    checkpoint: Checkpoint
+    anatomy: Anatomy
+    merge: dict[str, Any] | None = None  # of a merged donor: merge file, its donors, their hashes
+
+    @property
+    def folder(self) -> Path:
+        return self.checkpoint.folder
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config of the language model, as it lies on disk."""
+        return dict(text_config(self.checkpoint.config))
+
+    @property
+    def model_type(self) -> str:
+        return str(self.config.get("model_type"))
+
+    @property
+    def depth(self) -> int:
+        return len(self.anatomy.layers)
+
+    @property
+    def tokenizer_files(self) -> list[Path]:
+        """Files of the tokenizer; empty where the donor has none."""
+        found = [self.folder / name for name in TOKENIZER_FILES if (self.folder / name).exists()]
+        return found if any(file.name in VOCABULARY_FILES for file in found) else []
+
+    @property
+    def license(self) -> str | None:
+        """`license:` in the front matter of the donor's model card."""
+        if self.merge is not None:
+            licenses = {donor["license"] for donor in self.merge["donors"]}
+            return licenses.pop() if len(licenses) == 1 else None
+        card = self.folder / "README.md"
+        if not card.exists():
+            return None
+        front = card.read_text(encoding="utf-8", errors="replace").split("\n---", 1)[0]
+        match = re.search(r"^license:\s*(\S+)", front, re.MULTILINE)
+        return match[1].strip("'\"") if match and front.startswith("---") else None
+
+
+def resolve_donor(recipe: RecipeFile, name: str, *, offline: bool = False) -> Donor:
+    """Find a donor of a recipe, fetching or merging it if need be, and read its headers.
+
+    Raises:
+        HybridizeError: it cannot be found, is broken, or the runtime cannot reproduce it.
+    """
+    spec = recipe.recipe.donors[name]
+    place = recipe.place("donors", name)
+    if spec.merge is not None:
+        from hybridize.assembler.merging import merged_donor
+
+        merged = merged_donor(recipe.path(spec.merge), place=place, offline=offline)
+        donor = load_donor(merged.folder, name=name, source=spec.merge, place=place)
+        return replace(donor, merge=merged.record)
+    folder, commit = locate(
+        spec.model or "",
+        revision=spec.revision,
+        base=recipe.path("."),
+        place=place,
+        offline=offline,
+    )
+    return load_donor(folder, name=name, source=spec.model or "", commit=commit, place=place)
+
+
+def load_donor(
+    folder: Path, *, name: str, source: str, place: str, commit: str | None = None
+) -> Donor:
+    """Read the headers of a donor's folder."""
+    checkpoint = open_checkpoint(folder)
+    _refuse(checkpoint, name, place)
+    return Donor(name, source, commit, checkpoint, dissect(checkpoint))
+
+
+def _refuse(checkpoint: Checkpoint, name: str, place: str) -> None:
+    config = text_config(checkpoint.config)
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise HybridizeError(f"donor '{name}': config.json has no model_type", place=place)
+    if "quantization_config" in checkpoint.config:
+        raise HybridizeError(
+            f"donor '{name}' is quantized, and its weights cannot be mixed with others",
+            fix="use the unquantized checkpoint, and quantize the result",
+            place=place,
+        )
+    if reason := refusal(model_type):
+        raise HybridizeError(f"donor '{name}' is of type '{model_type}': {reason}", place=place)
+
+
+def locate(
+    model: str, *, revision: str | None, base: Path, place: str | None, offline: bool
+) -> tuple[Path, str | None]:
+    """The folder of a model, and the commit if it came from the hub.
+
+    Args:
+        model: a folder, relative to `base`, or a hub id.
+        base: folder of the recipe.
+    """
+    folder = (base / Path(model).expanduser()).resolve()
+    if folder.is_dir():
+        if revision is not None:
+            raise HybridizeError(
+                f"'{model}' is a folder here, and a folder has no revision '{revision}'",
+                fix="remove the key revision, or rename the folder",
+                place=place,
+            )
+        return folder, None
+    if not HUB_ID.match(model):
+        raise HybridizeError(
+            f"no such folder: {folder}", fix="paths start at the recipe", place=place
+        )
+    return _from_hub(model, revision, folder=folder, place=place, offline=offline)
+
+
+def _from_hub(
+    model: str, revision: str | None, *, folder: Path, place: str | None, offline: bool
+) -> tuple[Path, str]:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    offline = offline or constants.HF_HUB_OFFLINE
+    wanted = f"{model}@{revision or 'main'}"
+    try:
+        path = snapshot_download(
+            model, revision=revision, allow_patterns=WANTED, local_files_only=offline
+        )
+    except LocalEntryNotFoundError:
+        cache = Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
+        raise HybridizeError(
+            f"no folder {folder}, and the hub's {wanted} is not on this machine "
+            f"(looked for config.json and *.safetensors under {cache}; "
+            + ("offline: the hub was not asked)" if offline else "the hub did not answer)"),
+            fix=f"`hf download {model}` where there is a network, or correct the path",
+            place=place,
+        ) from None
+    except (HfHubHTTPError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise HybridizeError(f"the hub refuses {wanted}: {reason}", place=place) from None
+    return Path(path), Path(path).name
+
+
+def open_model(model: str, *, offline: bool = False) -> Checkpoint:
+    """A model named on the command line: a folder or a hub id, `org/name@revision`."""
+    name, _, revision = model.partition("@")
+    if Path(model).is_dir():
+        name, revision = model, ""
+    folder, _ = locate(name, revision=revision or None, base=Path(), place=None, offline=offline)
+    return open_checkpoint(folder)

@@ -1,0 +1,286 @@
+"""Recipe to plan: everything that a build will do, from configs and headers alone.
+
+Whatever a user can get wrong is found here, before the first weight is read. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from hybridize.assembler import native
+from hybridize.assembler.anatomy import Layer
+from hybridize.assembler.copying import same_bytes
+from hybridize.assembler.donors import Donor, resolve_donor
+from hybridize.assembler.stack import Bridge, Slot, make_bridges, make_slots
+from hybridize.checkpoint import TensorHeader
+from hybridize.errors import Finding, HybridizeError
+from hybridize.recipe import RecipeFile
+
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # recipe: safetensors
+FLOATS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build will do. Slots are counted from 0, from the embedding upwards."""
+
+    recipe: RecipeFile
+    donors: dict[str, Donor]  # those in use, in the order of the recipe
+    slots: tuple[Slot, ...]
+    bridges: dict[str, Bridge]
+    embeddings: str
+    head: str
+    tokenizer: Donor | None  # None: that donor has no tokenizer files
+    target: Literal["native", "hybrid"]
+    reason: str  # why this target
+    dtype: str | None  # what floats become, as safetensors writes it; None: each stays as it is
+    dtype_reason: str
+    tied: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.recipe.name
+
+    @property
+    def picks(self) -> list[tuple[str, int]]:
+        """(donor, layer) of each slot."""
+        return [(slot.donor, slot.layer) for slot in self.slots]
+
+    @property
+    def main_dtype(self) -> str:
+        """What most of the result is, as safetensors writes it."""
+        return self.dtype or self.donors[self.embeddings].anatomy.dtype
+
+    @property
+    def configs(self) -> dict[str, dict[str, Any]]:
+        return {name: donor.config for name, donor in self.donors.items()}
+
+    @property
+    def head_tensors(self) -> tuple[TensorHeader, ...]:
+        """Tensors of the output head; a tied donor's is its embedding."""
+        donor = self.donors[self.head]
+        return donor.anatomy.head or (donor.anatomy.embedding,)
+
+    def layer(self, slot: Slot) -> Layer:
+        return self.donors[slot.donor].anatomy.layers[slot.layer]
+
+    def slot_tensors(self, slot: Slot) -> list[TensorHeader]:
+        """Tensors on disk that fill a slot."""
+        swapped = {swap.path for swap in slot.swaps}
+        own = self.layer(slot).tensors.items()
+        found = [tensor for name, tensor in own if name.split(".")[0] not in swapped]
+        for swap in slot.swaps:
+            guest = self.donors[swap.donor].anatomy.layers[swap.layer]
+            found += guest.module(swap.module).values()
+        return found
+
+    def dtype_of(self, dtype: str, donor: str, *, keep_fp32: bool = False) -> str:
+        """What a donor's tensor becomes.
+
+        A cast to a narrower dtype changes only what is stored in the donor's main dtype: what a
+        checkpoint stores apart from that (A_log in fp32 amid bf16), it stores so for a reason.
+        """
+        if self.dtype is None or dtype not in FLOATS:
+            return dtype
+        if self.dtype == "F32":
+            return "F32"
+        main = self.donors[donor].anatomy.dtype
+        return dtype if keep_fp32 or dtype != main else self.dtype
+
+    def as_hybrid(self, reason: str) -> Plan:
+        """The same plan for the hybrid target, after the native one was refuted."""
+        return replace(self, target="hybrid", reason=reason)
+
+
+def make_plan(recipe: RecipeFile, *, offline: bool = False) -> Plan:
+    """Resolve the donors of a recipe and decide all that a build needs.
+
+    Raises:
+        HybridizeError: all that is wrong with the donors; if they are sound, all that is wrong
+            with what the recipe asks of them.
+    """
+    spec = recipe.recipe
+    embeddings = spec.embeddings or spec.slots[0].donor
+    head = spec.head or spec.slots[-1].donor
+    used = _used(recipe) | {embeddings, head}
+    resolved = _resolve(recipe, used, offline=offline)
+    donors = {name: donor for name, donor in resolved.items() if name in used}
+    findings: list[Finding] = []
+    slots = make_slots(recipe, donors, findings)
+    if findings:  # nothing further can be said about a stack that is not there
+        raise HybridizeError.of(findings)
+    bridges = make_bridges(
+        recipe, donors, slots, embeddings=embeddings, head=head, findings=findings
+    )
+    tied = _tied(recipe, donors[embeddings], donors[head], findings)
+    tokenizer = _tokenizer(recipe, resolved, donors[embeddings], findings)
+    dtype, dtype_reason = _dtype(recipe, donors)
+    target, reason = _target(recipe, donors, slots, bridges, findings)
+    if findings:
+        raise HybridizeError.of(findings)
+    return Plan(
+        recipe=recipe,
+        donors=donors,
+        slots=tuple(slots),
+        bridges=bridges,
+        embeddings=embeddings,
+        head=head,
+        tokenizer=tokenizer,
+        target=target,
+        reason=reason,
+        dtype=dtype,
+        dtype_reason=dtype_reason,
+        tied=tied,
+        notes=tuple(_notes(recipe, used, embeddings, head, tokenizer)),
+    )
+
+
+def _used(recipe: RecipeFile) -> set[str]:
+    modules = [m for s in recipe.recipe.slots for m in (s.mixer, s.mlp) if m is not None]
+    return {s.donor for s in recipe.recipe.slots} | {m.donor for m in modules}
+
+
+def _resolve(recipe: RecipeFile, used: set[str], *, offline: bool) -> dict[str, Donor]:
+    """The donors in use and that of the tokenizer, in the recipe's order; all their mistakes."""
+    wanted = used | ({recipe.recipe.tokenizer} if recipe.recipe.tokenizer else set())
+    donors: dict[str, Donor] = {}
+    findings: list[Finding] = []
+    for name in recipe.recipe.donors:
+        if name in wanted:
+            try:
+                donors[name] = resolve_donor(recipe, name, offline=offline)
+            except HybridizeError as error:
+                findings += error.findings
+    if findings:
+        raise HybridizeError.of(findings)
+    return donors
+
+
+def _tied(recipe: RecipeFile, embeddings: Donor, head: Donor, findings: list[Finding]) -> bool:
+    """Whether embedding and head are one tensor: decided by what the donors hold."""
+    claims = head.config.get("tie_word_embeddings", True)
+    has_head = bool(head.anatomy.head)
+    if not has_head and not claims:
+        findings.append(
+            Finding(
+                f"donor '{head.name}' has no output head, and its config says that it is not tied",
+                fix="name another donor under head, or use a checkpoint saved with its head",
+                place=recipe.place("head" if recipe.recipe.head else "slots"),
+            )
+        )
+    rows = (head.anatomy.head or (head.anatomy.embedding,))[0].shape[0]
+    if rows != embeddings.anatomy.vocabulary:
+        findings.append(
+            Finding(
+                f"the vocabulary differs: {embeddings.anatomy.vocabulary} rows in the embeddings "
+                f"of '{embeddings.name}', {rows} in the head of '{head.name}'",
+                fix="take embeddings and head from one donor: "
+                f"embeddings: {head.name}, or head: {embeddings.name}",
+                place=recipe.place("head" if recipe.recipe.head else "slots"),
+            )
+        )
+    if embeddings.name != head.name:
+        return False
+    if not has_head:
+        return True
+    # Some checkpoints hold a head although their config ties it: the bytes decide.
+    matrix = [tensor for tensor in head.anatomy.head if tensor.name.endswith("weight")]
+    return bool(claims and matrix and same_bytes(matrix[0], head.anatomy.embedding))
+
+
+def _tokenizer(
+    recipe: RecipeFile, donors: Mapping[str, Donor], embeddings: Donor, findings: list[Finding]
+) -> Donor | None:
+    asked = recipe.recipe.tokenizer
+    donor = donors[asked] if asked else embeddings
+    if not donor.tokenizer_files:
+        if asked:
+            findings.append(
+                Finding(
+                    f"donor '{asked}' has no tokenizer files",
+                    fix="name a donor that has them, or leave the key out",
+                    place=recipe.place("tokenizer"),
+                )
+            )
+        return None
+    if donor.anatomy.vocabulary > embeddings.anatomy.vocabulary:
+        findings.append(
+            Finding(
+                f"the tokenizer of '{donor.name}' belongs to {donor.anatomy.vocabulary} rows, the "
+                f"embeddings of '{embeddings.name}' have {embeddings.anatomy.vocabulary}",
+                fix=f"write tokenizer: {embeddings.name}",
+                place=recipe.place("tokenizer"),
+            )
+        )
+    return donor
+
+
+def _dtype(recipe: RecipeFile, donors: Mapping[str, Donor]) -> tuple[str | None, str]:
+    """What floats become: the recipe's word, or the least that loses nothing."""
+    asked = recipe.recipe.dtype
+    found = {name: donor.anatomy.dtype for name, donor in donors.items()}
+    if asked != "keep":
+        wanted = DTYPES[asked]
+        same = all(dtype == wanted for dtype in found.values())
+        return (None, f"{asked}, as the donors are") if same else (wanted, f"{asked}, asked for")
+    kinds = sorted(set(found.values()))
+    names = {short: long for long, short in DTYPES.items()}
+    if len(kinds) == 1:
+        return None, f"{names.get(kinds[0], kinds[0])}, as the donors are"
+    listed = ", ".join(f"{name} {names.get(dtype, dtype)}" for name, dtype in found.items())
+    return "F32", f"float32, the least that loses nothing of {listed}; `dtype:` sets another"
+
+
+def _target(
+    recipe: RecipeFile,
+    donors: Mapping[str, Donor],
+    slots: list[Slot],
+    bridges: Mapping[str, Bridge],
+    findings: list[Finding],
+) -> tuple[Literal["native", "hybrid"], str]:
+    """Native where nothing visible speaks against it; the build proves it."""
+    asked = recipe.recipe.target
+    if asked == "hybrid":
+        return "hybrid", "the recipe asks for it"
+    obstacle = _obstacle(donors, slots, bridges)
+    if obstacle is None:
+        model_type = donors[slots[0].donor].model_type
+        return "native", f"every slot is a layer of {model_type}; to be proved by build"
+    if asked == "native":
+        findings.append(
+            Finding(
+                f"this stack is no native model: {obstacle}",
+                fix="write target: auto (or hybrid)",
+                place=recipe.place("target"),
+            )
+        )
+    return "hybrid", obstacle
+
+
+def _obstacle(
+    donors: Mapping[str, Donor], slots: list[Slot], bridges: Mapping[str, Bridge]
+) -> str | None:
+    for where, bridge in bridges.items():
+        if bridge.num_parameters:
+            return f"a bridge stands before {'the head' if where == 'head' else f'slot {where}'}"
+    for i, slot in enumerate(slots):
+        if slot.swaps:
+            return f"slot {i} has the {slot.swaps[0].path} of another layer"
+    return native.obstacle({name: donor.checkpoint.config for name, donor in donors.items()})
+
+
+def _notes(
+    recipe: RecipeFile, used: set[str], embeddings: str, head: str, tokenizer: Donor | None
+) -> list[str]:
+    known = used | ({tokenizer.name} if tokenizer else set())
+    notes = [f"donor '{name}' is not used" for name in recipe.recipe.donors if name not in known]
+    if tokenizer is None:
+        notes.append(f"donor '{embeddings}' has no tokenizer files: the result will have none")
+    elif tokenizer.name != embeddings:
+        notes.append(f"tokenizer of '{tokenizer.name}' over the embeddings of '{embeddings}'")
+    if embeddings != head:
+        notes.append(f"embeddings of '{embeddings}' and head of '{head}': kept untied")
+    return notes
