@@ -1,0 +1,317 @@
+"""Plan to model folder: copy, compute what cannot be copied, check, publish."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from blake3 import blake3
+
+import hybridize
+from hybridize.assembler.copying import copy_outputs, hash_ranges, same_bytes
+from hybridize.assembler.outputs import (
+    TORCH_NAMES,
+    donor_shapes,
+    hybrid_config,
+    hybrid_outputs,
+    native_outputs,
+)
+from hybridize.assembler.plan import Plan
+from hybridize.assembler.provenance import load_line, manifest_json, model_card
+from hybridize.assembler.prover import ProcessProver, Prover
+from hybridize.assembler.shards import Output, Range, Shard, index_json, lay_out
+from hybridize.assembler.staging import MANIFEST, Staging
+from hybridize.assembler.verify import compare_with_donors
+from hybridize.checkpoint import INDEX, encode_floats
+from hybridize.console import byte_progress, say, size
+from hybridize.errors import HybridizeError
+
+Check = Literal["forward", "structure"]
+RUNTIME = Path(__file__).parent / "runtime"
+RUNTIME_FILES = ("configuration_hybridize.py", "modeling_hybridize.py")
+SPARE = 16 << 20  # bytes of disk for everything that is no weight
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build has made."""
+
+    folder: Path
+    plan: Plan  # as it was carried out: its target may have changed to hybrid
+    nbytes: int
+    num_tensors: int
+    resumed: int  # files that an earlier, killed build had finished
+    seconds: float
+    checks: tuple[str, ...]
+
+    def summary(self) -> str:
+        """What a user wants to know at the end."""
+        speed = f"{size(self.nbytes)} in {self.seconds:.1f} s"
+        resumed = f", {self.resumed} files from an earlier build" if self.resumed else ""
+        lines = [f"built {self.folder} ({self.plan.target}, {speed}{resumed})"]
+        if self.plan.target == "native":
+            lines.append("  proved: every layer equals its donor's in class, shapes and settings")
+        lines += [f"  checked: {check}" for check in self.checks]
+        lines.append(f"  load it: {load_line(self.plan, str(self.folder))}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "target": self.plan.target,
+            "reason": self.plan.reason,
+            "bytes": self.nbytes,
+            "tensors": self.num_tensors,
+            "resumed_files": self.resumed,
+            "seconds": round(self.seconds, 3),
+            "checks": list(self.checks),
+        }
+
+
+def build(
+    plan: Plan,
+    out: Path,
+    *,
+    force: bool = False,
+    check: Check = "forward",
+    prover: Prover | None = None,
+) -> Built:
+    """Assemble the model of a plan under `out`, which appears only when all checks have passed.
+
+    Args:
+        force: replace a target that hybridize made earlier, in one step, at the end.
+        check: `forward` loads the result and runs it; `structure` compares names and shapes only.
+        prover: who answers what needs torch; default: a second process.
+
+    Raises:
+        HybridizeError: the target is in the way, the disk is too small, a donor is broken.
+        CheckFailed: the result is not what the plan says.
+    """
+    start = time.monotonic()
+    if plan.tied:
+        _check_tie(plan)
+    with Staging(out, force=force) as staging, closing(prover or ProcessProver()) as prover:
+        job = _Job(staging, prover, plan)
+        try:
+            job.run()
+            checks = job.check(check)
+            staging.publish()
+        except OSError as error:
+            raise _disk_error(error, out) from None
+    return Built(
+        folder=out,
+        plan=job.plan,
+        nbytes=sum(shard.nbytes for shard in job.shards),
+        num_tensors=len(job.hashes),
+        resumed=job.resumed,
+        seconds=time.monotonic() - start,
+        checks=tuple(checks),
+    )
+
+
+def prove_target(plan: Plan, prover: Prover | None = None) -> Plan:
+    """Prove a native target now; the plan with the verdict in its reason."""
+    if plan.target == "hybrid":
+        return plan
+    with closing(prover or ProcessProver()) as process:
+        verdict = _submit_proof(plan, process).result()
+    if verdict["reason"] is None:
+        return replace(plan, reason=plan.reason.replace("to be proved by build", "proved"))
+    return _refuted(plan, verdict["reason"])
+
+
+def _submit_proof(plan: Plan, prover: Prover) -> Future[Any]:
+    return prover.submit(
+        "prove",
+        configs=plan.configs,
+        picks=plan.picks,
+        embeddings=plan.embeddings,
+        head=plan.head,
+        tied=plan.tied,
+    )
+
+
+def _refuted(plan: Plan, reason: str) -> Plan:
+    """The plan as a hybrid; an error where the recipe insists on a native target."""
+    if plan.recipe.recipe.target == "native":
+        raise HybridizeError(
+            f"this stack is no native model: {reason}",
+            fix="write target: auto (or hybrid)",
+            place=plan.recipe.place("target"),
+        )
+    return plan.as_hybrid(reason)
+
+
+class _Job:
+    """One build: the plan as it stands, and what has been written so far."""
+
+    def __init__(self, staging: Staging, prover: Prover, plan: Plan) -> None:
+        self.staging = staging
+        self.prover = prover
+        self.plan = plan
+        self.config: dict[str, Any] = {}
+        self.shards: list[Shard] = []
+        self.hashes: dict[str, str] = {}
+        self.resumed = 0
+
+    def run(self) -> None:
+        if self.plan.target == "native" and not self._native():
+            say(f"not native: {self.plan.reason}; building a hybrid")
+        if self.plan.target == "hybrid":
+            self._hybrid()
+        self._write_small_files()
+
+    def _native(self) -> bool:
+        """Copy while the proof runs; False (and a new plan) where it is refuted."""
+        plan = self.plan
+        proof = _submit_proof(plan, self.prover)
+        if plan.dtype is None:
+            self._write_weights(native_outputs(plan))
+        verdict = proof.result()
+        if verdict["reason"] is not None:
+            self.plan = _refuted(plan, verdict["reason"])
+            return False
+        if plan.dtype is not None:
+            names = [output.name for output in native_outputs(plan)]
+            kept = self.prover.submit("native_fp32", config=verdict["config"], names=names).result()
+            self._write_weights(native_outputs(plan, keep_fp32=kept))
+        self.config = verdict["config"] | {"dtype": TORCH_NAMES[plan.main_dtype]}
+        return True
+
+    def _hybrid(self) -> None:
+        config = hybrid_config(self.plan)
+        layout = self.prover.submit(
+            "layout", config=config, donors=donor_shapes(self.plan)
+        ).result()
+        self.config = layout["config"]
+        self._write_weights(hybrid_outputs(self.plan, layout["tensors"]))
+
+    def _write_weights(self, outputs: Sequence[Output]) -> None:
+        self.shards = lay_out(outputs, self.plan.recipe.recipe.shard_size)
+        done = self._resume()
+        total = sum(shard.nbytes for shard in self.shards if shard.name not in done)
+        _check_disk(self.staging.folder, total)
+        with byte_progress("copying", total) as progress:
+            for shard in self.shards:
+                if shard.name not in done:
+                    self._write_shard(shard, progress)
+
+    def _resume(self) -> set[str]:
+        finished = self.staging.resume(_digest(self.plan, self.shards))
+        sound = set()
+        for shard in self.shards:
+            hashes = finished.get(shard.name)
+            if hashes is not None and hashes == _hashes_on_disk(shard, self.staging.model):
+                self.hashes |= hashes
+                self.staging.finished(shard.name, hashes)
+                sound.add(shard.name)
+        self.resumed = len(sound)
+        return sound
+
+    def _write_shard(self, shard: Shard, progress: Any) -> None:
+        growing = self.staging.model / f"{shard.name}.growing"
+        hashes = copy_outputs(shard, growing, progress)
+        if computed := [
+            {**asdict(output), "offset": offset}
+            for output, offset in zip(shard.outputs, shard.offsets(), strict=True)
+            if not output.copied
+        ]:
+            bridges = {where: asdict(bridge) for where, bridge in self.plan.bridges.items()}
+            hashes |= self.prover.submit(
+                "compute", file=str(growing), outputs=computed, bridges=bridges
+            ).result()
+        growing.rename(self.staging.model / shard.name)
+        self.hashes |= hashes
+        self.staging.finished(shard.name, hashes)
+
+    def _write_small_files(self) -> None:
+        plan, folder = self.plan, self.staging.model
+        if index := index_json(self.shards):
+            (folder / INDEX).write_text(index)
+        config = json.dumps(encode_floats(self.config), indent=2)
+        (folder / "config.json").write_text(config + "\n")
+        if plan.target == "hybrid":
+            for name in RUNTIME_FILES:
+                shutil.copyfile(RUNTIME / name, folder / name)
+        source = plan.tokenizer or plan.donors[plan.embeddings]
+        for file in (*source.tokenizer_files, source.folder / "generation_config.json"):
+            if file.exists():
+                shutil.copyfile(file, folder / file.name)
+        (folder / "README.md").write_text(model_card(plan))
+        files = {
+            path.name: blake3(path.read_bytes()).hexdigest()
+            for path in sorted(folder.iterdir())
+            if path.suffix != ".safetensors" and path.name != "README.md"
+        }
+        manifest = manifest_json(
+            plan, self.shards, hashes=self.hashes, files=files, out=self.staging.target
+        )
+        (folder / MANIFEST).write_text(manifest)
+
+    def check(self, how: Check) -> list[str]:
+        """Open what was written, as a user would."""
+        folder = self.staging.model
+        compared = compare_with_donors(self.shards, folder)
+        answer = self.prover.submit("check", folder=str(folder), mode=how).result()
+        return [f"{compared} tensors read back equal their donors'", *answer["checks"]]
+
+
+def _check_tie(plan: Plan) -> None:
+    """The plan compared a sample of head and embedding; before the head is dropped, all of it."""
+    anatomy = plan.donors[plan.head].anatomy
+    for tensor in anatomy.head:
+        if not same_bytes(tensor, anatomy.embedding, whole=True):
+            raise HybridizeError(
+                f"'{tensor.name}' differs from the embeddings that the config ties it to",
+                fix="set tie_word_embeddings to false in the donor's config.json to keep both",
+                place=str(tensor.file),
+            )
+
+
+def _digest(plan: Plan, shards: Sequence[Shard]) -> str:
+    """Of everything that decides the bytes of the weights."""
+    files = sorted({r.file for s in shards for o in s.outputs for r in o.ranges})
+    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    bridges = [asdict(bridge) for bridge in plan.bridges.values()]
+    parts = [hybridize.__version__, states, bridges, [asdict(shard) for shard in shards]]
+    return blake3(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+def _hashes_on_disk(shard: Shard, folder: Path) -> Mapping[str, str] | None:
+    file = folder / shard.name
+    if file.stat().st_size != shard.nbytes:
+        return None
+    return {
+        output.name: hash_ranges([Range(file, offset, output.nbytes, output.dtype, output.name)])
+        for output, offset in zip(shard.outputs, shard.offsets(), strict=True)
+    }
+
+
+def _check_disk(folder: Path, nbytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < nbytes + SPARE:
+        raise HybridizeError(
+            f"the disk has {size(free)} free, the result needs {size(nbytes + SPARE)}",
+            fix="make room, or choose an --out on another disk",
+            place=str(folder.parent),
+        )
+
+
+def _disk_error(error: OSError, out: Path) -> HybridizeError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return HybridizeError(
+            f"the disk became full ({error.strerror}); what was written has been removed",
+            fix="make room, or choose an --out on another disk",
+            place=str(out.parent),
+        )
+    return HybridizeError(
+        f"the system says: {error.strerror}", place=str(error.filename or out.parent)
+    )

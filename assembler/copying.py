@@ -1,0 +1,148 @@
+"""Bytes from file to file, hashed on the way. No torch, and no more memory than a buffer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from blake3 import blake3
+
+from hybridize.assembler.shards import Output, Range, Shard
+from hybridize.checkpoint import TensorHeader
+from hybridize.errors import HybridizeError
+
+BUFFER = 1 << 20  # bytes; larger ones leave the processor's cache between read, hash and write
+THREADS = 2
+SAMPLES = 64  # places at which two tensors are compared while planning
+
+Progress = Callable[[int], None]  # called with the number of bytes that are done
+
+
+def copy_outputs(shard: Shard, file: Path, progress: Progress) -> dict[str, str]:
+    """Write the header of a shard and every output that is a plain copy.
+
+    The file has its final size from the start; outputs that must be computed are left as holes.
+
+    Returns:
+        BLAKE3 hash of each tensor copied, by name.
+
+    Raises:
+        HybridizeError: a donor's file is shorter than its header said.
+        OSError: the disk is full, or whatever else the system says.
+    """
+    header = shard.header()
+    copied = [
+        (output, offset)
+        for output, offset in zip(shard.outputs, shard.offsets(), strict=True)
+        if output.copied
+    ]
+    target = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        os.pwrite(target, header, 0)
+        os.truncate(target, shard.nbytes)
+        with _Sources() as sources, ThreadPoolExecutor(THREADS) as pool:
+            jobs = [
+                pool.submit(_copy, output, target, offset, sources, progress)
+                for output, offset in copied
+            ]
+            try:
+                return {
+                    output.name: job.result() for (output, _), job in zip(copied, jobs, strict=True)
+                }
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    finally:
+        os.close(target)
+
+
+def _copy(output: Output, target: int, offset: int, sources: _Sources, progress: Progress) -> str:
+    digest = blake3()
+    buffer = memoryview(bytearray(BUFFER))
+    for source in output.ranges:
+        descriptor = sources.open(source.file)
+        done = 0
+        while done < source.nbytes:
+            part = buffer[: min(BUFFER, source.nbytes - done)]
+            got = os.preadv(descriptor, [part], source.start + done)
+            if got == 0:
+                raise HybridizeError(
+                    f"tensor '{source.tensor}' ends early: the file became shorter",
+                    fix="copy the donor again",
+                    place=str(source.file),
+                )
+            digest.update(part[:got])
+            _write(target, part[:got], offset)
+            done += got
+            offset += got
+            progress(got)
+    return digest.hexdigest()
+
+
+def _write(target: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(target, data, offset)
+        data, offset = data[written:], offset + written
+
+
+class _Sources:
+    """Open files of donors, each once."""
+
+    def __init__(self) -> None:
+        self.open_files: dict[Path, int] = {}
+
+    def __enter__(self) -> _Sources:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self.open_files.values():
+            os.close(descriptor)
+
+    def open(self, file: Path) -> int:
+        descriptor = self.open_files.get(file)
+        if descriptor is None:
+            descriptor = os.open(file, os.O_RDONLY)
+            # Two threads may come here at once: the loser's descriptor is closed again.
+            kept = self.open_files.setdefault(file, descriptor)
+            if kept != descriptor:
+                os.close(descriptor)
+            descriptor = kept
+        return descriptor
+
+
+def hash_ranges(ranges: Iterable[Range], progress: Progress = lambda _: None) -> str:
+    """BLAKE3 of bytes on disk, the ranges one after another."""
+    digest = blake3()
+    for source in ranges:
+        with source.file.open("rb", buffering=0) as stream:
+            stream.seek(source.start)
+            left = source.nbytes
+            while left and (data := stream.read(min(BUFFER, left))):
+                digest.update(data)
+                progress(len(data))
+                left -= len(data)
+            if left:
+                raise HybridizeError(
+                    f"truncated: tensor '{source.tensor}' ends early", place=str(source.file)
+                )
+    return digest.hexdigest()
+
+
+def same_bytes(one: TensorHeader, other: TensorHeader, *, whole: bool = False) -> bool:
+    """Whether two tensors hold the same bytes; a sample of places decides unless `whole`."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    if whole:
+        return hash_ranges([Range.of(one)]) == hash_ranges([Range.of(other)])
+    width = 4096
+    step = max(width, one.nbytes // SAMPLES)
+    with one.file.open("rb") as a, other.file.open("rb") as b:
+        for at in range(0, one.nbytes, step):
+            count = min(width, one.nbytes - at)
+            a.seek(one.start + at)
+            b.seek(other.start + at)
+            if a.read(count) != b.read(count):
+                return False
+    return True

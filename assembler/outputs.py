@@ -1,0 +1,157 @@
+"""Plan to outputs: which tensors the result has, and of which bytes of the donors each is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hybridize.assembler.plan import Plan
+from hybridize.assembler.shards import Output, Range
+from hybridize.checkpoint import BITS, TensorHeader
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_hybridize.HybridConfig",
+    "AutoModel": "modeling_hybridize.HybridModel",
+    "AutoModelForCausalLM": "modeling_hybridize.HybridForCausalLM",
+}
+
+
+def native_outputs(plan: Plan, keep_fp32: Sequence[str] = ()) -> list[Output]:
+    """Tensors of a native result: the donors' own names, with the slot's number in the layer's.
+
+    Args:
+        keep_fp32: names that a cast leaves alone.
+    """
+    return [
+        Output(
+            name=name,
+            dtype=plan.dtype_of(tensor.dtype, donor, keep_fp32=name in keep_fp32),
+            shape=tensor.shape,
+            donor=donor,
+            ranges=(Range.of(tensor),),
+        )
+        for name, donor, tensor in _native_names(plan)
+    ]
+
+
+def _native_names(plan: Plan) -> Iterator[tuple[str, str, TensorHeader]]:
+    prefix = plan.donors[plan.embeddings].anatomy.prefix
+    base = _base(prefix)
+
+    def renamed(tensor: TensorHeader, donor: str) -> str:
+        # One donor may have been saved with the base model's prefix, and another without.
+        own = _base(plan.donors[donor].anatomy.prefix)
+        return base + tensor.name.removeprefix(own) if tensor.name.startswith(own) else tensor.name
+
+    embedding, head = plan.donors[plan.embeddings].anatomy, plan.donors[plan.head].anatomy
+    yield embedding.embedding.name, plan.embeddings, embedding.embedding
+    for tensor in embedding.others:
+        yield tensor.name, plan.embeddings, tensor
+    for i, slot in enumerate(plan.slots):
+        for name, tensor in plan.layer(slot).tensors.items():
+            yield f"{prefix}{i}.{name}", slot.donor, tensor
+    for tensor in head.norm:
+        yield renamed(tensor, plan.head), plan.head, tensor
+    if not plan.tied:
+        for tensor in plan.head_tensors:
+            is_embedding = tensor is head.embedding  # a tied donor's head, in an untied result
+            name = "lm_head.weight" if is_embedding else tensor.name
+            yield name, plan.head, tensor
+
+
+def _base(prefix: str) -> str:
+    """`model.` of `model.layers.`; empty where the layers stand at the top."""
+    return prefix.removesuffix(prefix.rstrip(".").rpartition(".")[2] + ".")
+
+
+def hybrid_config(plan: Plan) -> dict[str, Any]:
+    """config.json of a hybrid, without what the runtime derives from it."""
+    slots = []
+    for slot in plan.slots:
+        entry: dict[str, Any] = {"donor": slot.donor, "layer": slot.layer}
+        if slot.swaps:
+            entry["swap"] = {swap.path: _swap(plan, slot.donor, swap) for swap in slot.swaps}
+        slots.append(entry)
+    bridges = {
+        where: {
+            "kind": bridge.kind,
+            "in": bridge.width_in,
+            "out": bridge.width_out,
+            "norm": bridge.norm,
+            "bias": bridge.bias,
+        }
+        for where, bridge in plan.bridges.items()
+    }
+    return {
+        "model_type": "hybridize",
+        "architectures": ["HybridForCausalLM"],
+        "auto_map": AUTO_MAP,
+        "donors": plan.configs,
+        "slots": slots,
+        "embeddings": plan.embeddings,
+        "head": plan.head,
+        "bridges": bridges,
+        "tie_word_embeddings": plan.tied,
+        "dtype": TORCH_NAMES[plan.main_dtype],
+    }
+
+
+TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+
+
+def _swap(plan: Plan, host: str, swap: Any) -> dict[str, Any]:
+    entry = {"donor": swap.donor, "layer": swap.layer, "module": swap.module}
+    outer, inner = plan.donors[host].anatomy.width, plan.donors[swap.donor].anatomy.width
+    if outer != inner:
+        entry["adapters"] = {"in": [outer, inner], "out": [inner, outer]}
+    return entry
+
+
+def donor_shapes(plan: Plan) -> dict[str, dict[str, tuple[str, tuple[int, ...]]]]:
+    """Dtype and shape of every tensor of every donor, as the layout of a hybrid wants them."""
+    return {
+        name: {t.name: (t.dtype, t.shape) for t in donor.checkpoint.tensors.values()}
+        for name, donor in plan.donors.items()
+    }
+
+
+def hybrid_outputs(plan: Plan, layout: Sequence[Mapping[str, Any]]) -> list[Output]:
+    """Tensors of a hybrid, from the layout that the runtime's own class gives.
+
+    Args:
+        layout: name, dtype, shape, keep_fp32 and pieces of each tensor; a piece is a stretch of
+            elements of one donor tensor. Without pieces it is a bridge's or an adapter's.
+    """
+    return [_hybrid_output(plan, tensor) for tensor in layout]
+
+
+def _hybrid_output(plan: Plan, tensor: Mapping[str, Any]) -> Output:
+    name, shape, keep = tensor["name"], tuple(tensor["shape"]), tensor["keep_fp32"]
+    if not tensor["pieces"]:
+        dtype = "F32" if keep else plan.main_dtype
+        return Output(name, dtype, shape, donor=None, ranges=(), init=_init(plan, name))
+    ranges = tuple(_range(plan, piece) for piece in tensor["pieces"])
+    donor = tensor["pieces"][0]["donor"]
+    dtype = plan.dtype_of(tensor["dtype"], donor, keep_fp32=keep)
+    return Output(name, dtype, shape, donor=donor, ranges=ranges)
+
+
+def _range(plan: Plan, piece: Mapping[str, Any]) -> Range:
+    tensor = plan.donors[piece["donor"]].checkpoint.tensors[piece["tensor"]]
+    item = BITS[tensor.dtype] // 8
+    return Range(
+        file=tensor.file,
+        start=tensor.start + piece["start"] * item,
+        nbytes=(piece["stop"] - piece["start"]) * item,
+        dtype=tensor.dtype,
+        tensor=tensor.name,
+    )
+
+
+def _init(plan: Plan, name: str) -> tuple[str, str]:
+    """(bridge, parameter) of `model.bridges.4.proj.weight`; an adapter is its own place."""
+    for where in plan.bridges:
+        prefix = f"model.bridges.{where}."
+        if name.startswith(prefix):
+            return where, name.removeprefix(prefix)
+    return name, "proj.weight"

@@ -1,0 +1,138 @@
+"""The second process of a build: it imports torch, so that the one that copies need not.
+
+It proves native targets, says which tensors a hybrid has, computes what cannot be copied, and
+loads the result. Requests and answers are JSON lines; it ends with its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+from hybridize.errors import CheckFailed, Finding, HybridizeError
+
+
+class Prover(Protocol):
+    """Whatever answers requests: a process, or (in tests) this one."""
+
+    def submit(self, operation: str, **arguments: Any) -> Future[Any]: ...
+
+    def close(self) -> None: ...
+
+
+def perform(operation: str, arguments: dict[str, Any]) -> Any:
+    """Answer a request here; this imports torch."""
+    from hybridize.assembler import requests
+
+    return getattr(requests, operation)(**arguments)
+
+
+class LocalProver:
+    """Answers in this process, which then imports torch."""
+
+    def submit(self, operation: str, **arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            # Through JSON and back, so that what works here works between processes.
+            future.set_result(_plain(perform(operation, _plain(arguments))))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def close(self) -> None:
+        pass
+
+
+class ProcessProver:
+    """Answers in a process of its own."""
+
+    def __init__(self) -> None:
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "hybridize.assembler.prover"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
+        )
+        self.pool = ThreadPoolExecutor(1)
+
+    def submit(self, operation: str, **arguments: Any) -> Future[Any]:
+        return self.pool.submit(self._ask, operation, arguments)
+
+    def _ask(self, operation: str, arguments: dict[str, Any]) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        request = {"operation": operation, "arguments": arguments}
+        try:
+            self.process.stdin.write(json.dumps(request, default=str) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise self._died(operation)
+        answer = json.loads(line)
+        if "result" in answer:
+            return answer["result"]
+        findings = [Finding(**finding) for finding in answer["findings"]]
+        kind = CheckFailed if answer["exit_status"] == CheckFailed.exit_status else HybridizeError
+        raise kind.of(findings)
+
+    def _died(self, operation: str) -> HybridizeError:
+        status = self.process.wait()
+        self.errors.seek(0)
+        tail = self.errors.read().strip().splitlines()[-12:]
+        memory = " (out of memory?)" if status == -signal.SIGKILL else ""
+        return HybridizeError(
+            f"the second process of the build ended with status {status}{memory} at '{operation}'"
+            + "".join(f"\n    {line}" for line in tail)
+        )
+
+    def close(self) -> None:
+        if self.process.stdin is not None and not self.process.stdin.closed:
+            self.process.stdin.close()
+        self.process.terminate()
+        self.process.wait()
+        self.pool.shutdown()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self.errors.close()
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _serve() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
+    _end_with_parent()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = {"result": perform(request["operation"], request["arguments"])}
+        except HybridizeError as error:
+            findings = [vars(finding) for finding in error.findings]
+            answer = {"findings": findings, "exit_status": error.exit_status}
+        answers.write(json.dumps(answer, default=str) + "\n")
+        answers.flush()
+
+
+def _end_with_parent() -> None:
+    """A killed build must not leave a process that goes on writing into its files."""
+    if sys.platform == "linux":
+        set_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,113 @@
+"""Which tensor of the result is made of which bytes, and in which file it will lie."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridize.checkpoint import BITS, INDEX, SINGLE, TensorHeader, write_header
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bytes of a donor's file."""
+
+    file: Path
+    start: int
+    nbytes: int
+    dtype: str
+    tensor: str  # the donor's tensor that they belong to, for errors
+
+    @classmethod
+    def of(cls, tensor: TensorHeader) -> Range:
+        return cls(tensor.file, tensor.start, tensor.nbytes, tensor.dtype, tensor.name)
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor of the result: bytes of donors one after another, or something computed."""
+
+    name: str
+    dtype: str  # as safetensors writes it
+    shape: tuple[int, ...]
+    donor: str | None  # whose it is; None: a bridge's or an adapter's
+    ranges: tuple[Range, ...]  # in this order; empty: made by `init`
+    init: tuple[str, str] | None = None  # (bridge or adapter, parameter of it)
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * BITS[self.dtype] // 8
+
+    @property
+    def copied(self) -> bool:
+        """Whether the donor's bytes go over as they are."""
+        return bool(self.ranges) and all(r.dtype == self.dtype for r in self.ranges)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file of the result."""
+
+    name: str
+    outputs: tuple[Output, ...]
+
+    def header(self) -> bytes:
+        return write_header((o.name, o.dtype, o.shape, o.nbytes) for o in self.outputs)
+
+    def offsets(self) -> list[int]:
+        """Where each output's bytes begin in the file."""
+        at, found = len(self.header()), []
+        for output in self.outputs:
+            found.append(at)
+            at += output.nbytes
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.header()) + sum(output.nbytes for output in self.outputs)
+
+
+def lay_out(outputs: Sequence[Output], shard_size: int) -> list[Shard]:
+    """Distribute tensors over files of at most `shard_size` bytes (more only for a single tensor).
+
+    Within a file the widest dtypes come first, as safetensors itself does, so that every tensor
+    lies at a multiple of its item size.
+    """
+    groups: list[list[Output]] = [[]]
+    size = 0
+    for output in outputs:
+        if groups[-1] and size + output.nbytes > shard_size:
+            groups.append([])
+            size = 0
+        groups[-1].append(output)
+        size += output.nbytes
+    count = len(groups)
+    names = [SINGLE] if count == 1 else [
+        f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)
+    ]  # fmt: skip
+    return [
+        Shard(name, tuple(sorted(group, key=lambda o: -BITS[o.dtype])))
+        for name, group in zip(names, groups, strict=True)
+    ]
+
+
+def index_json(shards: Iterable[Shard]) -> str | None:
+    """Text of the index file; None where one file holds everything."""
+    shards = list(shards)
+    if len(shards) == 1:
+        return None
+    outputs = [(output, shard.name) for shard in shards for output in shard.outputs]
+    index: dict[str, Any] = {
+        "metadata": {"total_size": sum(output.nbytes for output, _ in outputs)},
+        "weight_map": {
+            output.name: name for output, name in sorted(outputs, key=lambda p: p[0].name)
+        },
+    }
+    return json.dumps(index, indent=2) + "\n"
+
+
+INDEX_NAME = INDEX

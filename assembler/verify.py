@@ -1,0 +1,226 @@
+"""Is a built model still what its manifest says, and what its donors hold?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from blake3 import blake3
+
+from hybridize.assembler.anatomy import dissect
+from hybridize.assembler.copying import hash_ranges
+from hybridize.assembler.donors import Donor, locate
+from hybridize.assembler.merging import merge_folder
+from hybridize.assembler.provenance import FORMAT, header_hash
+from hybridize.assembler.prover import ProcessProver, Prover
+from hybridize.assembler.shards import Range, Shard
+from hybridize.assembler.staging import MANIFEST
+from hybridize.checkpoint import Checkpoint, open_checkpoint, read_json
+from hybridize.console import byte_progress
+from hybridize.errors import CheckFailed, Finding, HybridizeError
+
+SAMPLE = 16  # tensors that are compared with their donors
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One thing that was checked."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Everything that was checked in a model folder."""
+
+    folder: Path
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(outcome.ok for outcome in self.outcomes)
+
+    def table(self) -> str:
+        """A line for each check, and the verdict."""
+        lines = [f"{'ok  ' if o.ok else 'FAIL'}  {o.what}: {o.detail}" for o in self.outcomes]
+        wrong = sum(not o.ok for o in self.outcomes)
+        verdict = "all checks passed" if self.ok else f"{wrong} of {len(lines)} checks failed"
+        return "\n".join([*lines, f"{self.folder}: {verdict}"])
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "ok": self.ok,
+            "checks": [vars(o) for o in self.outcomes],
+        }
+
+
+def verify(
+    folder: Path,
+    *,
+    load: Literal["forward", "structure", "none"] = "forward",
+    whole: bool = False,
+    prover: Prover | None = None,
+) -> Verification:
+    """Check a built model against its manifest and, where they are found, its donors.
+
+    Args:
+        load: whether to load and run it, to compare names and shapes with its class, or neither.
+        whole: compare every copied tensor with its donor, not a sample.
+
+    Raises:
+        HybridizeError: the folder has no readable manifest.
+    """
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("format") != FORMAT:
+        raise HybridizeError(
+            f"format {manifest.get('format')!r}, this version reads {FORMAT}",
+            fix="verify it with the version of hybridize that it names",
+            place=str(folder / MANIFEST),
+        )
+    outcomes = [_files(folder, manifest)]
+    checkpoint, headers = _headers(folder, manifest)
+    outcomes.append(headers)
+    if checkpoint is not None:
+        outcomes.append(_hashes(checkpoint, manifest))
+        outcomes += _donors(folder, manifest, whole=whole)
+        if load != "none":
+            outcomes.append(_load(folder, load, prover))
+    return Verification(folder, tuple(outcomes))
+
+
+def _files(folder: Path, manifest: dict[str, Any]) -> Outcome:
+    changed = []
+    for name, digest in manifest["files"].items():
+        path = folder / name
+        if not path.exists():
+            changed.append(f"{name} is missing")
+        elif blake3(path.read_bytes()).hexdigest() != digest:
+            changed.append(f"{name} was changed")
+    return Outcome(
+        "files", not changed, ", ".join(changed) or f"{len(manifest['files'])} unchanged"
+    )
+
+
+def _headers(folder: Path, manifest: dict[str, Any]) -> tuple[Checkpoint | None, Outcome]:
+    try:
+        checkpoint = open_checkpoint(folder)
+    except HybridizeError as error:
+        return None, Outcome("tensors", False, str(error.findings[0]))
+    planned, found = manifest["tensors"], checkpoint.tensors
+    wrong = [f"{name} is missing" for name in planned if name not in found]
+    wrong += [f"{name} is not of the plan" for name in found if name not in planned]
+    for name in planned.keys() & found.keys():
+        want, have = planned[name], found[name]
+        if (want["dtype"], tuple(want["shape"])) != (have.dtype, have.shape):
+            wrong.append(f"{name} is {have.dtype} {list(have.shape)}")
+    detail = "; ".join(sorted(wrong)[:5]) or f"{len(planned)}, names, dtypes and shapes as planned"
+    return checkpoint, Outcome("tensors", not wrong, detail)
+
+
+def _hashes(checkpoint: Checkpoint, manifest: dict[str, Any]) -> Outcome:
+    wrong = []
+    with byte_progress("hashing", checkpoint.nbytes) as progress:
+        for name, tensor in checkpoint.tensors.items():
+            planned = manifest["tensors"].get(name)
+            if planned and hash_ranges([Range.of(tensor)], progress) != planned["blake3"]:
+                wrong.append(name)
+    detail = f"changed: {', '.join(wrong[:5])}" if wrong else f"{len(checkpoint.tensors)} equal"
+    return Outcome("hashes", not wrong, detail)
+
+
+def _donors(folder: Path, manifest: dict[str, Any], *, whole: bool) -> Iterator[Outcome]:
+    for name, noted in manifest["donors"].items():
+        donor = _find_donor(folder, name, noted)
+        if donor is None:
+            yield Outcome(f"donor {name}", True, f"not here ({noted['source']}): not compared")
+        elif header_hash(donor) != noted["headers"]:
+            yield Outcome(f"donor {name}", False, "is not the donor of the build: it has changed")
+        else:
+            yield _compare_donor(donor, manifest, whole=whole)
+
+
+def _find_donor(folder: Path, name: str, noted: dict[str, Any]) -> Donor | None:
+    try:
+        if noted["commit"]:
+            found, _ = locate(
+                noted["source"], revision=noted["commit"], base=Path(), place=None, offline=True
+            )
+        elif merge := noted.get("merge"):
+            found = merge_folder(merge["key"])
+        else:
+            found = Path(os.path.normpath(folder.absolute() / noted["folder"]))
+        checkpoint = open_checkpoint(found)
+        return Donor(name, noted["source"], noted["commit"], checkpoint, dissect(checkpoint))
+    except HybridizeError:
+        return None
+
+
+def _compare_donor(donor: Donor, manifest: dict[str, Any], *, whole: bool) -> Outcome:
+    copied = [
+        (name, tensor)
+        for name, tensor in manifest["tensors"].items()
+        if tensor["donor"] == donor.name and tensor["copied"] and not tensor["part"]
+    ]
+    chosen = copied if whole else _sample(copied)
+    wrong = []
+    for name, tensor in chosen:
+        sources = [Range.of(donor.checkpoint.tensors[source]) for source in tensor["from"]]
+        if hash_ranges(sources) != tensor["blake3"]:
+            wrong.append(name)
+    detail = f"differ: {', '.join(wrong[:5])}" if wrong else f"{len(chosen)} of {len(copied)} equal"
+    return Outcome(f"donor {donor.name}", not wrong, detail)
+
+
+def _sample(items: Sequence[Any]) -> Sequence[Any]:
+    step = max(1, len(items) // SAMPLE)
+    return items[::step]
+
+
+def _load(folder: Path, how: str, prover: Prover | None) -> Outcome:
+    with closing(prover or ProcessProver()) as process:
+        try:
+            answer = process.submit("check", folder=str(folder.absolute()), mode=how).result()
+        except HybridizeError as error:
+            return Outcome("load", False, str(error.findings[0].found))
+    return Outcome("load", True, "; ".join(answer["checks"]))
+
+
+def compare_with_donors(shards: Sequence[Shard], folder: Path) -> int:
+    """Read a sample of freshly written tensors back and compare them with their donors' bytes.
+
+    Returns:
+        The number of tensors compared.
+
+    Raises:
+        CheckFailed: the disk gave back something else.
+    """
+    written = [
+        (output, Range(folder / shard.name, offset, output.nbytes, output.dtype, output.name))
+        for shard in shards
+        for output, offset in zip(shard.outputs, shard.offsets(), strict=True)
+        if output.copied
+    ]
+    sample = _sample(written)
+    for output, here in sample:
+        if hash_ranges([here]) != hash_ranges(output.ranges):
+            raise CheckFailed(
+                f"tensor '{output.name}' does not read back as its donor has it",
+                fix="check the disk",
+                place=str(here.file),
+            )
+    return len(sample)
+
+
+def failures(verification: Verification) -> CheckFailed | None:
+    """The error of a verification that found something."""
+    wrong = [outcome for outcome in verification.outcomes if not outcome.ok]
+    place = str(verification.folder)
+    findings = [Finding(f"{o.what}: {o.detail}", place=place) for o in wrong]
+    return CheckFailed.of(findings) if wrong else None

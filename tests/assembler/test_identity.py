@@ -1,0 +1,31 @@
+"""All layers of one donor, in order, are that donor: bit for bit, from disk to logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hybridize.assembler.prover import LocalProver
+from hybridize.assembler.verify import verify
+from tests.assembler.stacks import assert_same, build_in, load, save_donor
+from tests.tiny import FAMILIES
+
+
+@pytest.mark.parametrize("target", ["native", "hybrid"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_identity(tmp_path: Path, family: str, target: str) -> None:
+    """mergekit's identity loses norms, convolutions and experts of hybrids, silently."""
+    donor = load(save_donor(tmp_path / "donor", family))
+    depth = donor.config.num_hidden_layers
+    built = build_in(
+        tmp_path,
+        {
+            "donors": {"a": {"model": "donor"}},
+            "slots": [{"from": "a", "layers": f"0-{depth - 1}"}],
+            "target": target,
+        },
+    )
+    assert built.plan.target == target
+    assert_same(load(built.folder), donor)
+    assert verify(built.folder, whole=True, prover=LocalProver()).ok
