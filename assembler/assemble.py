@@ -196,6 +196,7 @@ class _Job:
 
     def _write_weights(self, outputs: Sequence[Output]) -> None:
         self.shards = lay_out(outputs, self.plan.recipe.recipe.shard_size)
+        self.hashes = {}  # those of a native layout that was refuted do not count
         done = self._resume()
         total = sum(shard.nbytes for shard in self.shards if shard.name not in done)
         _check_disk(self.staging.folder, total)

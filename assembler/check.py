@@ -13,9 +13,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import hybridize.assembler.runtime  # noqa: F401 - registers the hybrid's classes
-from hybridize.assembler.layout import check_names, convert_names, fp32_rule, meta_model
+from hybridize.assembler.layout import (
+    DiskTensors,
+    check_names,
+    convert_names,
+    fp32_rule,
+    meta_model,
+)
 from hybridize.checkpoint import open_checkpoint
-from hybridize.errors import CheckFailed
+from hybridize.errors import CheckFailed, HybridizeError
 
 TOKENS = 8  # length of the input of the forward pass
 SHARE = 0.6  # of free memory that a model may take before it is passed layer by layer
@@ -30,19 +36,25 @@ def check_model(folder: Path, *, run: bool) -> list[str]:
     Raises:
         CheckFailed: something is missing, unexpected, of another shape, or not finite.
     """
-    config = AutoConfig.from_pretrained(folder)
-    done = [_check_names(config, folder)]
-    if run:
-        done += _run(config, folder)
+    disk = {t.name: (t.dtype, t.shape) for t in open_checkpoint(folder).tensors.values()}
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        done = [_check_names(config, disk, folder)]
+        if run:
+            done += _run(config, folder)
+    except HybridizeError:
+        raise
+    except Exception as error:  # whatever it is, the model does not load and run
+        found = f"transformers cannot load and run it: {type(error).__name__}: {error}"
+        raise CheckFailed(found, place=str(folder)) from error
     return done
 
 
-def _check_names(config: PreTrainedConfig, folder: Path) -> str:
-    disk = {t.name: (t.dtype, t.shape) for t in open_checkpoint(folder).tensors.values()}
+def _check_names(config: PreTrainedConfig, disk: DiskTensors, folder: Path) -> str:
     missing, unexpected, mismatched = check_names(config, disk)
     shapes = [f"{name} {list(found)} for {list(wanted)}" for name, found, wanted in mismatched]
     _raise(folder, missing=missing, unexpected=unexpected, mismatched=shapes)
-    return f"{len(disk)} tensors are just those that {config.architectures[0]} asks for"
+    return f"{len(disk)} tensors are just those that {type(config).__name__} asks for"
 
 
 def _meta(config: PreTrainedConfig) -> PreTrainedModel:

@@ -83,6 +83,8 @@ class ProcessProver:
         answer = json.loads(line)
         if "result" in answer:
             return answer["result"]
+        if "os_error" in answer:
+            raise OSError(*answer["os_error"])
         findings = [Finding(**finding) for finding in answer["findings"]]
         kind = CheckFailed if answer["exit_status"] == CheckFailed.exit_status else HybridizeError
         raise kind.of(findings)
@@ -123,6 +125,8 @@ def _serve() -> None:
         except HybridizeError as error:
             findings = [vars(finding) for finding in error.findings]
             answer = {"findings": findings, "exit_status": error.exit_status}
+        except OSError as error:  # a full disk is told by the parent, as its own would be
+            answer = {"os_error": [error.errno, error.strerror, error.filename]}
         answers.write(json.dumps(answer, default=str) + "\n")
         answers.flush()
 

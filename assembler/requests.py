@@ -16,6 +16,7 @@ from hybridize.assembler.layout import hybrid_layout
 from hybridize.assembler.proof import prove_native
 from hybridize.assembler.runtime import HybridConfig
 from hybridize.checkpoint import decode_floats
+from hybridize.errors import HybridizeError
 
 
 def prove(
@@ -39,7 +40,10 @@ def layout(
         name: {tensor: (dtype, tuple(shape)) for tensor, (dtype, shape) in found.items()}
         for name, found in donors.items()
     }
-    tensors = hybrid_layout(config, shapes)
+    try:
+        tensors = hybrid_layout(config, shapes)
+    except NotImplementedError as error:  # the runtime's word for a donor that it cannot take apart
+        raise HybridizeError(str(error)) from error
     written = json.loads(HybridConfig.from_dict(config).to_json_string())
     return {"tensors": [asdict(tensor) for tensor in tensors], "config": written}
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,19 @@ from safetensors.torch import load_file
 
 from hybridize.assembler import assemble, copying
 from hybridize.assembler.assemble import build
-from hybridize.assembler.prover import LocalProver
+from hybridize.assembler.prover import LocalProver, ProcessProver
 from hybridize.assembler.verify import verify
 from hybridize.checkpoint import open_checkpoint
 from hybridize.errors import HybridizeError
-from tests.assembler.stacks import assert_same, build_in, load, plan_of, save_donor, tokens
+from tests.assembler.stacks import (
+    assert_same,
+    build_in,
+    load,
+    plan_of,
+    save_donor,
+    tokens,
+    write_recipe,
+)
 from tests.tiny import tiny_model
 
 STACK = {
@@ -146,6 +155,17 @@ def test_a_cast_is_torchs_own(donors: Path, target: str) -> None:
     assert verify(built.folder, prover=LocalProver()).ok
 
 
+def test_donors_of_differing_dtype_meet_without_loss(tmp_path: Path) -> None:
+    tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "a")
+    save_donor(tmp_path / "b", "llama", seed=1)
+    built = build_in(tmp_path, STACK)
+    got, half = (load_file(f / "model.safetensors") for f in (built.folder, tmp_path / "a"))
+    assert {tensor.dtype for tensor in got.values()} == {torch.float32}
+    name = "model.layers.2.mlp.up_proj.weight"
+    assert torch.equal(got[name], half[name].float())
+    assert load(built.folder).dtype == torch.float32
+
+
 def test_values_beyond_float16_are_an_error(tmp_path: Path) -> None:
     """A silent infinity would be found by nobody but the user of the model."""
     model = tiny_model("llama")
@@ -189,6 +209,7 @@ def test_a_refuted_proof_falls_back_to_a_hybrid_or_stops(donors: Path) -> None:
     built = build_in(donors, STACK)
     assert built.plan.target == "hybrid"
     assert "rms_norm_eps" in built.plan.reason
+    assert built.num_tensors == len(open_checkpoint(built.folder).tensors)
     with pytest.raises(HybridizeError, match="rms_norm_eps"):
         build_in(donors, STACK | {"target": "native"}, "out2")
     assert left_over(donors) == ["out"]
@@ -239,6 +260,34 @@ def test_a_disk_that_fills_up_leaves_nothing(
     with pytest.raises(HybridizeError, match="the disk became full"):
         build_in(donors, STACK)
     assert left_over(donors) == []
+
+
+def test_a_real_limit_on_files_is_a_full_disk(donors: Path) -> None:
+    """The command itself, under a limit of the system's."""
+    write_recipe(donors / "recipe.yaml", STACK)
+    code = """
+import resource, runpy, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+sys.argv = ["hybridize", "build", "recipe.yaml"]
+runpy.run_module("hybridize", run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=donors, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "the disk became full (File too large)" in done.stderr
+    assert list((donors / "out").iterdir()) == []
+
+
+def test_trouble_in_the_second_process_is_told_by_the_first(tmp_path: Path) -> None:
+    with closing(ProcessProver()) as prover:
+        with pytest.raises(FileNotFoundError, match="absent"):
+            prover.submit("compute", file=str(tmp_path / "absent"), outputs=[], bridges={}).result()
+        with pytest.raises(HybridizeError, match=r"config\.json is missing"):
+            prover.submit("check", folder=str(tmp_path), mode="structure").result()
+        with pytest.raises(HybridizeError, match=r"(?s)ended with status 1 at 'check'.*TypeError"):
+            prover.submit("check").result()
 
 
 def test_a_donor_that_shrinks_meanwhile_is_named(donors: Path) -> None:
