@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +14,8 @@ from hybridize.assembler.shards import Output, Range, Shard
 from hybridize.checkpoint import TensorHeader
 from hybridize.errors import HybridizeError
 
-BUFFER = 1 << 20  # bytes; larger ones leave the processor's cache between read, hash and write
-THREADS = 2
+BUFFER = 1 << 18  # bytes; larger ones leave the processor's cache between read, hash and write
+THREADS = 2  # one hashes while the other writes; a file takes one writer at a time
 SAMPLES = 64  # places at which two tensors are compared while planning
 
 Progress = Callable[[int], None]  # called with the number of bytes that are done
@@ -43,14 +44,13 @@ def copy_outputs(shard: Shard, file: Path, progress: Progress) -> dict[str, str]
         os.pwrite(target, header, 0)
         os.truncate(target, shard.nbytes)
         with _Sources() as sources, ThreadPoolExecutor(THREADS) as pool:
-            jobs = [
-                pool.submit(_copy, output, target, offset, sources, progress)
-                for output, offset in copied
-            ]
+            # Largest first: at the end no thread stands idle beside a large one.
+            jobs = {
+                output.name: pool.submit(_copy, output, target, offset, sources, progress)
+                for output, offset in sorted(copied, key=lambda pair: -pair[0].nbytes)
+            }
             try:
-                return {
-                    output.name: job.result() for (output, _), job in zip(copied, jobs, strict=True)
-                }
+                return {output.name: jobs[output.name].result() for output, _ in copied}
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -60,7 +60,7 @@ def copy_outputs(shard: Shard, file: Path, progress: Progress) -> dict[str, str]
 
 def _copy(output: Output, target: int, offset: int, sources: _Sources, progress: Progress) -> str:
     digest = blake3()
-    buffer = memoryview(bytearray(BUFFER))
+    buffer = sources.buffer()
     for source in output.ranges:
         descriptor = sources.open(source.file)
         done = 0
@@ -88,10 +88,11 @@ def _write(target: int, data: memoryview, offset: int) -> None:
 
 
 class _Sources:
-    """Open files of donors, each once."""
+    """Open files of donors, each once, and a buffer for each thread."""
 
     def __init__(self) -> None:
         self.open_files: dict[Path, int] = {}
+        self.threads = threading.local()
 
     def __enter__(self) -> _Sources:
         return self
@@ -99,6 +100,12 @@ class _Sources:
     def __exit__(self, *_: object) -> None:
         for descriptor in self.open_files.values():
             os.close(descriptor)
+
+    def buffer(self) -> memoryview:
+        if not hasattr(self.threads, "buffer"):
+            self.threads.buffer = memoryview(bytearray(BUFFER))
+        found: memoryview = self.threads.buffer
+        return found
 
     def open(self, file: Path) -> int:
         descriptor = self.open_files.get(file)

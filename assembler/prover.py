@@ -6,7 +6,6 @@ loads the result. Requests and answers are JSON lines; it ends with its parent.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
+from hybridize.assembler.lifeline import end_with_parent
 from hybridize.errors import CheckFailed, Finding, HybridizeError
 
 
@@ -56,7 +56,7 @@ class ProcessProver:
     def __init__(self) -> None:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "hybridize.assembler.prover"],
+            [sys.executable, "-m", "hybridize.assembler.prover", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -117,7 +117,6 @@ def _plain(value: Any) -> Any:
 def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
-    _end_with_parent()
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -131,12 +130,7 @@ def _serve() -> None:
         answers.flush()
 
 
-def _end_with_parent() -> None:
-    """A killed build must not leave a process that goes on writing into its files."""
-    if sys.platform == "linux":
-        set_death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
-
-
 if __name__ == "__main__":
+    # A killed build must not leave a process that goes on writing into its files.
+    end_with_parent(int(sys.argv[1]))
     _serve()
