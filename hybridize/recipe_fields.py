@@ -1,0 +1,119 @@
+"""Fields of a recipe that have a syntax of their own: ranges of layers, sizes, places."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from hybridize.errors import did_you_mean
+
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+MOST_SLOTS = 10_000
+
+
+def _mistake(found: str, fix: str) -> PydanticCustomError:
+    # The texts travel as context: as a template they would trip over braces in a user's input.
+    return PydanticCustomError("recipe", "{found}", {"found": found, "fix": fix})
+
+
+def _parse_layers(value: Any) -> list[int]:
+    """`0-7`, `5`, or a list of both; ranges are inclusive at both ends."""
+    parts = value if isinstance(value, list) else [value]
+    if not parts:
+        raise _mistake("no layers", "write a range such as 0-7, a number, or a list of both")
+    layers: list[int] = []
+    for part in parts:
+        layers.extend(_parse_range(part))
+        if len(layers) > MOST_SLOTS:
+            raise _mistake(f"more than {MOST_SLOTS} layers", "check the range")
+    return layers
+
+
+def _parse_range(part: Any) -> range:
+    match = re.fullmatch(r"(\d{1,9})(?:\s*-\s*(\d{1,9}))?", str(part).strip())
+    if match is None or isinstance(part, bool):
+        raise _mistake(
+            f"'{part}' is no range of layers",
+            "write 0-7 (inclusive at both ends, counted from 0), a number, or a list of both",
+        )
+    first, last = int(match[1]), int(match[2] or match[1])
+    if last < first:
+        raise _mistake(
+            f"the range {first}-{last} is reversed",
+            f"write {last}-{first}; to reverse the order of the layers, list them one by one",
+        )
+    return range(first, last + 1)
+
+
+def _parse_bytes(value: Any) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B)", str(value).strip())
+    if match is None or (size := int(float(match[1]) * UNITS[match[2]])) < 1:
+        raise _mistake(f"'{value}' is no size", f"write 5GB, say; units: {', '.join(UNITS)}")
+    return size
+
+
+Layers = Annotated[
+    list[int],
+    BeforeValidator(_parse_layers),
+    WithJsonSchema(
+        {
+            "description": "0-7 is eight layers, counted from 0; a number; or a list of both",
+            "anyOf": [
+                {"type": "integer", "minimum": 0},
+                {"type": "string", "pattern": r"^\d+(\s*-\s*\d+)?$"},
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {
+                        "anyOf": [
+                            {"type": "integer", "minimum": 0},
+                            {"type": "string", "pattern": r"^\d+(\s*-\s*\d+)?$"},
+                        ]
+                    },
+                },
+            ],
+        }
+    ),
+]
+Bytes = Annotated[
+    int,
+    BeforeValidator(_parse_bytes),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?\s*[KMG]i?B$"}),
+]
+
+
+PLACES = ("auto", "changes", "width-changes", "none")
+
+
+def _parse_where(value: Any) -> Any:
+    """A rule, or slots that a bridge stands before."""
+    if isinstance(value, list):
+        for item in value:
+            if item != "head" and (type(item) is not int or item < 0):
+                raise _mistake(f"'{item}' is no slot", "slots are counted from 0; or write head")
+    elif value not in PLACES:
+        raise _mistake(
+            f"unknown where '{value}'",
+            f"{did_you_mean(str(value), PLACES)}, or a list of slots",
+        )
+    return value
+
+
+Where = Annotated[
+    str | list[int | str],
+    BeforeValidator(_parse_where),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "enum": list(PLACES)},
+                {
+                    "type": "array",
+                    "items": {"anyOf": [{"type": "integer", "minimum": 0}, {"const": "head"}]},
+                },
+            ]
+        }
+    ),
+]
