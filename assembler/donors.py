@@ -9,13 +9,12 @@ from typing import Any
 
 from hybridize.assembler.anatomy import Anatomy, dissect, text_config
 from hybridize.assembler.architectures import refusal
+from hybridize.assembler.hub import from_hub
 from hybridize.checkpoint import Checkpoint, open_checkpoint
 from hybridize.errors import HybridizeError
 from hybridize.recipe import RecipeFile
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-# What a donor needs, by huggingface_hub's patterns: no pickles, no other frameworks.
-WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md", "LICENSE*"]
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
@@ -72,8 +71,13 @@ class Donor:
         return match[1].strip("'\"") if match and front.startswith("---") else None
 
 
-def resolve_donor(recipe: RecipeFile, name: str, *, offline: bool = False) -> Donor:
+def resolve_donor(
+    recipe: RecipeFile, name: str, *, offline: bool = False, weights: bool = True
+) -> Donor:
     """Find a donor of a recipe, fetching or merging it if need be, and read its headers.
+
+    Args:
+        weights: False if the headers of a model of the hub will do.
 
     Raises:
         HybridizeError: it cannot be found, is broken, or the runtime cannot reproduce it.
@@ -92,6 +96,7 @@ def resolve_donor(recipe: RecipeFile, name: str, *, offline: bool = False) -> Do
         base=recipe.path("."),
         place=place,
         offline=offline,
+        weights=weights,
     )
     return load_donor(folder, name=name, source=spec.model or "", commit=commit, place=place)
 
@@ -121,13 +126,20 @@ def _refuse(checkpoint: Checkpoint, name: str, place: str) -> None:
 
 
 def locate(
-    model: str, *, revision: str | None, base: Path, place: str | None, offline: bool
+    model: str,
+    *,
+    revision: str | None,
+    base: Path,
+    place: str | None,
+    offline: bool,
+    weights: bool = True,
 ) -> tuple[Path, str | None]:
     """The folder of a model, and the commit if it came from the hub.
 
     Args:
         model: a folder, relative to `base`, or a hub id.
         base: folder of the recipe.
+        weights: False if the headers of a model of the hub will do.
     """
     folder = (base / Path(model).expanduser()).resolve()
     if folder.is_dir():
@@ -142,34 +154,7 @@ def locate(
         raise HybridizeError(
             f"no such folder: {folder}", fix="paths start at the recipe", place=place
         )
-    return _from_hub(model, revision, folder=folder, place=place, offline=offline)
-
-
-def _from_hub(
-    model: str, revision: str | None, *, folder: Path, place: str | None, offline: bool
-) -> tuple[Path, str]:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    offline = offline or constants.HF_HUB_OFFLINE
-    wanted = f"{model}@{revision or 'main'}"
-    try:
-        path = snapshot_download(
-            model, revision=revision, allow_patterns=WANTED, local_files_only=offline
-        )
-    except LocalEntryNotFoundError:
-        cache = Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}"
-        raise HybridizeError(
-            f"no folder {folder}, and the hub's {wanted} is not on this machine "
-            f"(looked for config.json and *.safetensors under {cache}; "
-            + ("offline: the hub was not asked)" if offline else "the hub did not answer)"),
-            fix=f"`hf download {model}` where there is a network, or correct the path",
-            place=place,
-        ) from None
-    except (HfHubHTTPError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise HybridizeError(f"the hub refuses {wanted}: {reason}", place=place) from None
-    return Path(path), Path(path).name
+    return from_hub(model, revision, weights=weights, offline=offline, place=place)
 
 
 def open_model(model: str, *, offline: bool = False) -> Checkpoint:
@@ -177,5 +162,7 @@ def open_model(model: str, *, offline: bool = False) -> Checkpoint:
     name, _, revision = model.partition("@")
     if Path(model).is_dir():
         name, revision = model, ""
-    folder, _ = locate(name, revision=revision or None, base=Path(), place=None, offline=offline)
+    folder, _ = locate(
+        name, revision=revision or None, base=Path(), place=None, offline=offline, weights=False
+    )
     return open_checkpoint(folder)

@@ -95,8 +95,13 @@ class Plan:
         return replace(self, target="hybrid", reason=reason)
 
 
-def make_plan(recipe: RecipeFile, *, offline: bool = False) -> Plan:
+def make_plan(recipe: RecipeFile, *, offline: bool = False, weights: bool = True) -> Plan:
     """Resolve the donors of a recipe and decide all that a build needs.
+
+    Args:
+        offline: never ask the network.
+        weights: False to look at a plan only: of a model of the hub that is not on this machine,
+            the headers are fetched and not the weights.
 
     Raises:
         HybridizeError: all that is wrong with the donors; if they are sound, all that is wrong
@@ -106,7 +111,7 @@ def make_plan(recipe: RecipeFile, *, offline: bool = False) -> Plan:
     embeddings = spec.embeddings or spec.slots[0].donor
     head = spec.head or spec.slots[-1].donor
     used = _used(recipe) | {embeddings, head}
-    resolved = _resolve(recipe, used, offline=offline)
+    resolved = _resolve(recipe, used, offline=offline, weights=weights)
     donors = {name: donor for name, donor in resolved.items() if name in used}
     findings: list[Finding] = []
     slots = make_slots(recipe, donors, findings)
@@ -143,7 +148,9 @@ def _used(recipe: RecipeFile) -> set[str]:
     return {s.donor for s in recipe.recipe.slots} | {m.donor for m in modules}
 
 
-def _resolve(recipe: RecipeFile, used: set[str], *, offline: bool) -> dict[str, Donor]:
+def _resolve(
+    recipe: RecipeFile, used: set[str], *, offline: bool, weights: bool
+) -> dict[str, Donor]:
     """The donors in use and that of the tokenizer, in the recipe's order; all their mistakes."""
     wanted = used | ({recipe.recipe.tokenizer} if recipe.recipe.tokenizer else set())
     donors: dict[str, Donor] = {}
@@ -151,7 +158,7 @@ def _resolve(recipe: RecipeFile, used: set[str], *, offline: bool) -> dict[str, 
     for name in recipe.recipe.donors:
         if name in wanted:
             try:
-                donors[name] = resolve_donor(recipe, name, offline=offline)
+                donors[name] = resolve_donor(recipe, name, offline=offline, weights=weights)
             except HybridizeError as error:
                 findings += error.findings
     if findings:
@@ -186,7 +193,8 @@ def _tied(recipe: RecipeFile, embeddings: Donor, head: Donor, findings: list[Fin
         return False
     if not has_head:
         return True
-    # Some checkpoints hold a head although their config ties it: the bytes decide.
+    # Some checkpoints hold a head although their config ties it: the bytes decide. (Where there
+    # are headers only, the config's word stands until the build.)
     matrix = [tensor for tensor in head.anatomy.head if tensor.name.endswith("weight")]
     return bool(claims and matrix and same_bytes(matrix[0], head.anatomy.embedding))
 

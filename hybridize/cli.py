@@ -80,7 +80,7 @@ def plan(recipe: Path, *, prove: bool, as_json: bool, offline: bool) -> None:
     from hybridize.console import show, show_json
     from hybridize.recipe import load_recipe
 
-    planned = make_plan(load_recipe(recipe), offline=offline)
+    planned = make_plan(load_recipe(recipe), offline=offline, weights=False)
     if prove:
         from hybridize.assembler.assemble import prove_target
 

@@ -26,9 +26,10 @@ def _parse_layers(value: Any) -> list[int]:
         raise _mistake("no layers", "write a range such as 0-7, a number, or a list of both")
     layers: list[int] = []
     for part in parts:
-        layers.extend(_parse_range(part))
-        if len(layers) > MOST_SLOTS:
+        span = _parse_range(part)
+        if len(layers) + len(span) > MOST_SLOTS:
             raise _mistake(f"more than {MOST_SLOTS} layers", "check the range")
+        layers.extend(span)
     return layers
 
 
