@@ -123,12 +123,12 @@ def _write_header(model: str, commit: str, file: Path, nbytes: int) -> None:
 
 def _range(model: str, commit: str, name: str, begin: int, end: int) -> bytes:
     """Bytes `begin` to `end` (exclusive) of a file on the hub."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+    from huggingface_hub import hf_hub_url, utils
 
+    http: Any = utils  # its public names are not exported in the way that type checkers want
     url = hf_hub_url(model, name, revision=commit)
-    headers = {**build_hf_headers(), "range": f"bytes={begin}-{end - 1}"}
-    response: Any = get_session().get(url, headers=headers, timeout=30, follow_redirects=True)
-    hf_raise_for_status(response)
+    headers = {**http.build_hf_headers(), "range": f"bytes={begin}-{end - 1}"}
+    response = http.get_session().get(url, headers=headers, timeout=30, follow_redirects=True)
+    http.hf_raise_for_status(response)
     content: bytes = response.content
     return content[: end - begin]

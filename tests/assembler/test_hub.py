@@ -75,7 +75,7 @@ class Hub(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.send_header("X-Repo-Commit", COMMIT)
         if status == 404:
-            unknown = "RevisionNotFound" if "org/tiny" in self.path else "EntryNotFound"
+            unknown = "RevisionNotFound" if "org/tiny" in self.path else "RepoNotFound"
             self.send_header("X-Error-Code", unknown)
         if etag:
             self.send_header("ETag", f'"{etag}"')
