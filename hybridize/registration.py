@@ -33,7 +33,7 @@ class _AfterImport:
     ) -> importlib.machinery.ModuleSpec | None:
         if name != AUTO_CONFIGS:
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is None or spec.loader is None:
             return spec
