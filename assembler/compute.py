@@ -37,7 +37,7 @@ def fill(
     descriptor = os.open(file, os.O_WRONLY)
     try:
         initial = {
-            where: load_plugin("bridges", fields["kind"]).initial(Bridge(**fields))
+            where: _initial(Bridge(**fields))
             for where, fields in bridges.items()
             if any(output["init"] and output["init"][0] == where for output in outputs)
         }
@@ -49,6 +49,17 @@ def fill(
         }
     finally:
         os.close(descriptor)
+
+
+def _initial(bridge: Bridge) -> dict[str, torch.Tensor]:
+    """Parameters of a bridge by name, the same under any number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # decompositions round by how they are shared
+    try:
+        found: dict[str, torch.Tensor] = load_plugin("bridges", bridge.kind).initial(bridge)
+        return found
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _write_cast(descriptor: int, output: Mapping[str, Any]) -> str:
@@ -89,7 +100,7 @@ def _write_made(
     else:  # an adapter of a swapped module: as a linear bridge, of its own place
         width_out, width_in = output["shape"]
         adapter = Bridge(output["name"], "linear", "random", width_in, width_out, False, False, 0)
-        value = load_plugin("bridges", "linear").initial(adapter)["proj.weight"]
+        value = _initial(adapter)["proj.weight"]
     _write(descriptor, value.to(TORCH[output["dtype"]]), output["offset"], digest)
     return digest.hexdigest()
 
