@@ -1,0 +1,1 @@
+"""The demo: small donors trained on the spot, then every recipe of `recipes/demo/` on them."""
