@@ -28,7 +28,7 @@ from hybridize.assembler.plan import Plan
 from hybridize.assembler.provenance import load_line, manifest_json, model_card
 from hybridize.assembler.prover import ProcessProver, Prover
 from hybridize.assembler.shards import Output, Range, Shard, index_json, lay_out
-from hybridize.assembler.staging import MANIFEST, Staging
+from hybridize.assembler.staging import MANIFEST, Staging, check_disk
 from hybridize.assembler.verify import compare_with_donors
 from hybridize.checkpoint import INDEX, encode_floats
 from hybridize.console import byte_progress, say, size
@@ -37,7 +37,7 @@ from hybridize.errors import HybridizeError
 Check = Literal["forward", "structure"]
 RUNTIME = Path(__file__).parent / "runtime"
 RUNTIME_FILES = ("configuration_hybridize.py", "modeling_hybridize.py")
-SPARE = 16 << 20  # bytes of disk for everything that is no weight
+ELSEWHERE = "choose an --out on another disk"
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class _Job:
         self.hashes = {}  # those of a native layout that was refuted do not count
         done = self._resume()
         total = sum(shard.nbytes for shard in self.shards if shard.name not in done)
-        _check_disk(self.staging.folder, total)
+        check_disk(self.staging.folder, total, fix=ELSEWHERE)
         with byte_progress("copying", total) as progress:
             for shard in self.shards:
                 if shard.name not in done:
@@ -296,21 +296,11 @@ def _hashes_on_disk(shard: Shard, folder: Path) -> Mapping[str, str] | None:
     }
 
 
-def _check_disk(folder: Path, nbytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < nbytes + SPARE:
-        raise HybridizeError(
-            f"the disk has {size(free)} free, the result needs {size(nbytes + SPARE)}",
-            fix="make room, or choose an --out on another disk",
-            place=str(folder.parent),
-        )
-
-
 def _disk_error(error: OSError, out: Path) -> HybridizeError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return HybridizeError(
             f"the disk became full ({error.strerror}); what was written has been removed",
-            fix="make room, or choose an --out on another disk",
+            fix=f"make room, or {ELSEWHERE}",
             place=str(out.parent),
         )
     return HybridizeError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from hybridize.assembler.architectures import refusal
 from hybridize.assembler.hub import from_hub
 from hybridize.checkpoint import Checkpoint, open_checkpoint
 from hybridize.errors import HybridizeError
-from hybridize.recipe import RecipeFile
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 TOKENIZER_FILES = (
@@ -69,36 +68,6 @@ class Donor:
         front = card.read_text(encoding="utf-8", errors="replace").split("\n---", 1)[0]
         match = re.search(r"^license:\s*(\S+)", front, re.MULTILINE)
         return match[1].strip("'\"") if match and front.startswith("---") else None
-
-
-def resolve_donor(
-    recipe: RecipeFile, name: str, *, offline: bool = False, weights: bool = True
-) -> Donor:
-    """Find a donor of a recipe, fetching or merging it if need be, and read its headers.
-
-    Args:
-        weights: False if the headers of a model of the hub will do.
-
-    Raises:
-        HybridizeError: it cannot be found, is broken, or the runtime cannot reproduce it.
-    """
-    spec = recipe.recipe.donors[name]
-    place = recipe.place("donors", name)
-    if spec.merge is not None:
-        from hybridize.assembler.merging import merged_donor
-
-        merged = merged_donor(recipe.path(spec.merge), place=place, offline=offline)
-        donor = load_donor(merged.folder, name=name, source=spec.merge, place=place)
-        return replace(donor, merge=merged.record)
-    folder, commit = locate(
-        spec.model or "",
-        revision=spec.revision,
-        base=recipe.path("."),
-        place=place,
-        offline=offline,
-        weights=weights,
-    )
-    return load_donor(folder, name=name, source=spec.model or "", commit=commit, place=place)
 
 
 def load_donor(

@@ -26,6 +26,7 @@ from blake3 import blake3
 from hybridize.assembler.donors import TOKENIZER_FILES, VOCABULARY_FILES, Donor
 from hybridize.assembler.fingerprints import cache_folder, file_hash
 from hybridize.assembler.merge_file import MergeFile, lost, read_merge_file
+from hybridize.assembler.staging import check_disk
 from hybridize.checkpoint import INDEX, open_checkpoint, weight_files
 from hybridize.console import byte_progress, say, size
 from hybridize.errors import Finding, HybridizeError
@@ -33,7 +34,6 @@ from hybridize.errors import Finding, HybridizeError
 FORMAT = 1  # part of the hash; a change to how merges are run wants another number
 LIBRARIES = ("mergekit", "torch", "transformers")
 SMALL_FILES = ("config.json", "generation_config.json", INDEX, *TOKENIZER_FILES)
-SPARE = 64 << 20  # bytes of disk beside the result
 GLANCE = 0.5  # seconds between two looks at how far a merge is
 
 
@@ -123,7 +123,7 @@ def _make(merge: MergeFile, folder: Path) -> None:
     for left in folder.parent.glob(".*.staging"):  # by a killed merge: we hold the lock
         shutil.rmtree(left)
     staging = folder.parent / f".{folder.name}.staging"
-    _check_disk(folder.parent, merge.nbytes())
+    check_disk(folder.parent, merge.nbytes(), fix="set HYBRIDIZE_CACHE to a folder elsewhere")
     (staging / "donors").mkdir(parents=True)
     try:
         for number, donor in enumerate(merge.donors):
@@ -221,13 +221,3 @@ def _add_small_files(merge: MergeFile, folder: Path) -> None:
     for file in missing:
         if file.name not in present and file.exists():
             shutil.copyfile(file, folder / file.name)
-
-
-def _check_disk(folder: Path, nbytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < nbytes + SPARE:
-        raise HybridizeError(
-            f"the disk has {size(free)} free, the merge needs {size(nbytes + SPARE)}",
-            fix="make room, or set HYBRIDIZE_CACHE to a folder on another disk",
-            place=str(folder),
-        )

@@ -74,8 +74,8 @@ LIST_RULES = (
     "sliding_window_pattern",
 )
 
-# Layers above the stack that predict further tokens. transformers' causal models have none of them,
-# and so has the result: a reader that looks for them must not.
+# How many layers above the stack predict further tokens. transformers leaves them out and they are
+# not copied; other programs would look for them.
 FURTHER_TOKENS = ("mtp_num_hidden_layers", "num_nextn_predict_layers")
 
 DEPTH = frozenset(

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from hybridize.assembler import native
 from hybridize.assembler.anatomy import Layer
 from hybridize.assembler.copying import same_bytes
-from hybridize.assembler.donors import Donor, resolve_donor
+from hybridize.assembler.donors import Donor
+from hybridize.assembler.resolving import resolve_donor
 from hybridize.assembler.stack import Bridge, Slot, make_bridges, make_slots
 from hybridize.checkpoint import TensorHeader
 from hybridize.errors import Finding, HybridizeError

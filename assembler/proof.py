@@ -99,6 +99,9 @@ def _prove(
 
     models = {name: _build(name, config) for name, config in donors.items()}
     stack_model = _build("the stack", stack)
+    if bool(stack_model.all_tied_weights_keys) is not tied:
+        class_name = type(stack_model).__name__
+        raise NotNative(f"{class_name} {'cannot tie' if tied else 'ties'} head and embedding")
     path = _layers_path(models[embeddings])
     _compare_parts(stack_model, models, path, picks, embeddings, head)
     calls = {name: _calls(name, config, path) for name, config in donors.items()}

@@ -12,9 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from hybridize.console import size
 from hybridize.errors import HybridizeError
 
 MANIFEST = "hybridize.json"
+SPARE = 16 << 20  # bytes of disk for everything that is no weight
 
 
 class Staging:
@@ -110,6 +112,21 @@ def check_target(target: Path, *, force: bool) -> None:
             f"the target exists and has no {MANIFEST}: hybridize did not make it",
             fix="remove it yourself, or choose another --out",
             place=str(target),
+        )
+
+
+def check_disk(folder: Path, nbytes: int, *, fix: str) -> None:
+    """Find out before the work that a disk is too small for it.
+
+    Raises:
+        HybridizeError: `nbytes` and a little more do not fit.
+    """
+    free, needed = shutil.disk_usage(folder).free, nbytes + SPARE
+    if free < needed:
+        raise HybridizeError(
+            f"the disk has {size(free)} free, the result needs {size(needed)}",
+            fix=f"make room, or {fix}",
+            place=str(folder.parent),
         )
 
 

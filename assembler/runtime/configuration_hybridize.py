@@ -35,6 +35,12 @@ INHERITED = (
     "num_key_value_heads",
     "head_dim",
 )
+# The files beside config.json, for processes without hybridize.
+AUTO_MAP = {
+    "AutoConfig": "configuration_hybridize.HybridConfig",
+    "AutoModel": "modeling_hybridize.HybridModel",
+    "AutoModelForCausalLM": "modeling_hybridize.HybridForCausalLM",
+}
 DERIVED = ("layer_types", "per_layer_config", "num_hidden_layers", "hidden_size", "vocab_size")
 
 
@@ -78,6 +84,7 @@ class HybridConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         self.use_cache = use_cache
         for key in DERIVED:
             kwargs.pop(key, None)
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
         # A transformers default without arguments (`HybridConfig()`) has no slots to derive from.
         derived = self._derive() if self.slots else {}
         super().__init__(**{**derived, **kwargs, "tie_word_embeddings": tie_word_embeddings})

@@ -85,10 +85,10 @@ class Donor:
         for module in self.shell.modules():
             module.__dict__["_hybridize_donor"] = name  # whose rules initialise it
 
-    def layer(self, index: int) -> nn.Module:
-        """Layer `index`; an independent copy if it has been taken before."""
+    def layer(self, index: int, *, copied: bool = False) -> nn.Module:
+        """Layer `index`; an independent copy if it has been taken before, or is to be altered."""
         layer = self.layers[index]
-        if index not in self._taken:
+        if index not in self._taken and not copied:
             self._taken.add(index)
             return layer
         # The configs stay shared: a switch of the attention implementation must reach the copy.
@@ -146,6 +146,8 @@ def take_apart(config: HybridConfig) -> dict[str, Donor]:
     """
     donors = {}
     for name in config.donors:
+        if hasattr(nn.ModuleDict, name):
+            raise ValueError(f"no donor can be called {name!r}: torch's modules have that already")
         donor_config = config.donor_config(name)
         model_class = causal_class(donor_config)
         wanted = supported_attention(model_class, config._attn_implementation)
@@ -458,7 +460,6 @@ class HybridPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_compile_fullgraph = True
 
     @property
     def _stack(self) -> "HybridModel":
@@ -531,13 +532,13 @@ class HybridModel(HybridPreTrainedModel):
     def __init__(self, config: HybridConfig, donors: dict[str, Donor] | None = None) -> None:
         donors = donors or take_apart(config)
         super().__init__(config)
+        self.skeletons = {name: Skeleton(self, donor) for name, donor in donors.items()}
+        self.donors = nn.ModuleDict({name: donor.base for name, donor in donors.items()})
         self.embed_tokens = donors[config.embeddings].embedding
         slots = enumerate(config.slots)
         self.layers = nn.ModuleList(self._fill_slot(donors, index, slot) for index, slot in slots)
         self.bridges = nn.ModuleDict({w: BRIDGES[b["kind"]](b) for w, b in config.bridges.items()})
         self.norm = donors[config.head].norm
-        self.skeletons = {name: Skeleton(self, donor) for name, donor in donors.items()}
-        self.donors = nn.ModuleDict({name: donor.base for name, donor in donors.items()})
         self.cache_donors = config.cache_donors()
         self._adopt_class_rules(donors)
         self.gradient_checkpointing = False
@@ -546,9 +547,10 @@ class HybridModel(HybridPreTrainedModel):
 
     @staticmethod
     def _fill_slot(donors: dict[str, Donor], index: int, slot: Arguments) -> nn.Module:
-        layer = donors[slot["donor"]].layer(slot["layer"])
+        layer = donors[slot["donor"]].layer(slot["layer"], copied="swap" in slot)
         for path, spec in slot.get("swap", {}).items():
-            module = donors[spec["donor"]].layer(spec["layer"]).get_submodule(spec["module"])
+            source = donors[spec["donor"]].layer(spec["layer"], copied=True)
+            module = source.get_submodule(spec["module"])
             parent, _, name = path.rpartition(".")
             swapped = SwappedModule(module, layer.get_submodule(path), spec)
             setattr(layer.get_submodule(parent), name, swapped)
@@ -575,6 +577,7 @@ class HybridModel(HybridPreTrainedModel):
         skipped = (key for shell in shells for key in shell._skip_keys_device_placement or ())
         self._skip_keys_device_placement = [*CACHE_NAMES, *skipped]
         self._is_stateful = any(shell._is_stateful for shell in shells)
+        self._can_compile_fullgraph = all(shell._can_compile_fullgraph for shell in shells)
 
     def _places(self, name: str) -> Iterator[str]:
         """Where one donor's tensors lie, as the beginnings of patterns over tensor names."""
@@ -874,8 +877,8 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         self.accepts = Accepts(type(shell))
         # Whether a trainer may leave the division by the number of tokens to the loss.
         self.accepts_loss_kwargs = self.accepts.any
-        for attribute in ("_no_split_modules", "_skip_keys_device_placement", "_is_stateful"):
-            setattr(self, attribute, getattr(self.model, attribute))
+        self._is_stateful = self.model._is_stateful
+        self._can_compile_fullgraph = self.model._can_compile_fullgraph
         self.post_init()
 
     def _empty_shell(self, donor: Donor) -> PreTrainedModel:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hybridize.assembler import assemble, copying
+from hybridize.assembler import assemble, copying, staging
 from hybridize.assembler.assemble import build
 from hybridize.assembler.prover import LocalProver, ProcessProver
 from hybridize.assembler.verify import verify
@@ -236,7 +236,7 @@ def test_a_disk_that_is_too_small_is_found_before(
     donors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(assemble.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(HybridizeError, match="the disk has 1 kB free, the result needs"):
         build_in(donors, STACK)
     assert left_over(donors) == []

@@ -103,7 +103,7 @@ def _kill_commands(folder: Path, kills: int) -> None:
     duration = time.monotonic() - start
     assert contents(target) == reference
     for i, after in enumerate(moments(kills, duration, random.Random(SEED))):
-        if i % 2:
+        if i % 2 and target.exists():
             shutil.rmtree(target)
         before = contents(target)
         process = _start(folder, target)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import model_type_to_module_name
 
+from hybridize.assembler.architectures import refusal
 from hybridize.assembler.native import NotExpressible, obstacle, rewrite_depth
 from hybridize.assembler.proof import LAYER_NUMBERS, NativeProof, prove_native
 from tests.tiny import DEPTH, FAMILIES, all_causal_types, tiny_config, tiny_model
@@ -33,6 +34,8 @@ IDENTITY = [0, 1, 2, 3]
 REVERSED = [3, 2, 1, 0]
 REPEATED = [0, 1, 1, 2, 3, 3]
 TRUNCATED = [1, 2]
+
+OTHERS = [name for name in all_causal_types() if name not in FAMILIES and refusal(name) is None]
 
 NO_ATTENTION = "can only be called on Attention layers"
 
@@ -67,7 +70,7 @@ def native(
     donors: Mapping[str, PreTrainedModel], picks: Picks, embeddings: str, head: str
 ) -> PreTrainedModel:
     """The native model that the proof promises, filled from the donors' tensors."""
-    tied = embeddings == head and donors[head].config.tie_word_embeddings
+    tied = embeddings == head and getattr(donors[head].config, "tie_word_embeddings", False)
     proof = prove(donors, picks, embeddings, head, tied)
     assert proof.reason is None
     assert proof.config is not None
@@ -146,6 +149,18 @@ def test_native_stack_of_one_donor_runs_the_layers_it_names(family: str) -> None
         if reason := REFUSED.get((family, kind)):
             assert reason in str(prove(donors, picks, "only", "only", False).reason)
         else:
+            assert_equal_by_hand(donors, picks, "only", "only")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_native_stacks_of_every_other_type(model_type: str) -> None:
+    """The proof is no list of architectures: whatever it lets pass must be equal by hand."""
+    donors = {"only": tiny_model(model_type)}
+    assert_equal_by_hand(donors, [("only", layer) for layer in IDENTITY], "only", "only")
+    for layers in (REVERSED, REPEATED, TRUNCATED):
+        picks = [("only", layer) for layer in layers]
+        if prove(donors, picks, "only", "only", False).reason is None:
             assert_equal_by_hand(donors, picks, "only", "only")
 
 

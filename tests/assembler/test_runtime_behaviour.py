@@ -17,11 +17,11 @@ from transformers import StaticCache, Trainer, TrainingArguments
 from hybridize.assembler.runtime import HybridForCausalLM
 from tests.assembler.inmemory import assemble, fill, hybrid_config, identity
 from tests.assembler.test_runtime_stacks import (
+    STACKS,
     llama_and_olmo_hybrid,
     llama_and_qwen3,
     mixer_swapped,
     padded_batch,
-    two_windows,
 )
 from tests.tiny import tiny_model
 
@@ -320,16 +320,41 @@ def test_a_compiled_step_equals_the_plain_one(make: Any, ids: Tensor) -> None:
 # ---- caches ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [llama_and_qwen3, two_windows, llama_and_olmo_hybrid])
+@pytest.mark.parametrize("make", STACKS)
 @torch.no_grad()
 def test_a_static_cache_generates_what_a_dynamic_one_does(make: Any) -> None:
     """Fixed shapes, for compiled decoding."""
     model = make()
-    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     batch = padded_batch()
     dynamic = model.generate(**batch, **options)
     static = model.generate(**batch, **options, cache_implementation="static", disable_compile=True)
     assert torch.equal(static, dynamic)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", STACKS)
+@torch.no_grad()
+def test_a_step_of_decoding_compiles_into_one_graph(make: Any, ids: Tensor) -> None:
+    """With a static cache; two donors' masks, views of the cache and recorders included."""
+    model = make()
+    cache = StaticCache(config=model.config, max_cache_len=16)
+    model(ids, past_key_values=cache, use_cache=True)
+    twin = copy.deepcopy(cache)
+    step = {"input_ids": ids[:, :1], "position_ids": torch.full((2, 1), 8), "use_cache": True}
+    plain = model(**step, past_key_values=twin).logits
+    torch._dynamo.reset()
+    compiled = torch.compile(model.forward, backend="eager", fullgraph=True)
+    torch.testing.assert_close(
+        compiled(**step, past_key_values=cache).logits, plain, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a_hybrid_says_whether_it_compiles_into_one_graph_as_its_donors_do() -> None:
+    """RecurrentGemma says that it does not; whoever exports a model asks for it."""
+    donors = {"llama": tiny_model("llama"), "other": tiny_model("recurrent_gemma", seed=1)}
+    assert llama_and_qwen3()._can_compile_fullgraph
+    assert not assemble(donors, [("llama", 0), ("other", 1)])._can_compile_fullgraph
 
 
 @torch.no_grad()

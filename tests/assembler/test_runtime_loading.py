@@ -93,6 +93,13 @@ def test_missing_tensors_are_initialised_by_their_donors_rules(
         assert torch.equal(fresh.get_buffer(name), ours) or name in model.state_dict(), name
 
 
+def test_a_donors_name_that_torch_has_taken_is_refused() -> None:
+    """`model.donors.train` could not be told from the method."""
+    donor = tiny_model("llama")
+    with pytest.raises(ValueError, match="no donor can be called 'train'"):
+        assemble({"train": donor}, [("train", 0)])
+
+
 def test_bridges_start_as_lengths_kept() -> None:
     """Orthogonal, or the identity where the widths agree."""
     config = llama_and_olmo_hybrid().config
@@ -108,6 +115,9 @@ def test_the_auto_classes_know_hybrids(ids: Tensor, tmp_path: Path) -> None:
     assert type(AutoConfig.from_pretrained(tmp_path)) is runtime.HybridConfig
     assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is HybridForCausalLM
     stack = AutoModel.from_pretrained(tmp_path)
+    stack.config.save_pretrained(tmp_path / "again")
+    remote = json.loads((tmp_path / "again" / "config.json").read_text())["auto_map"]
+    assert set(remote) == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
     assert type(stack) is HybridModel
     with torch.no_grad():
         hidden = stack(ids).last_hidden_state

@@ -70,6 +70,21 @@ def mixer_swapped() -> HybridForCausalLM:
     return assemble(donors, [("host", 0), {"donor": "host", "layer": 1, "swap": swap}, ("host", 2)])
 
 
+def one_layer_in_many_forms() -> HybridForCausalLM:
+    """Whole, with a swapped mixer, whole again, and as the source of a swapped MLP."""
+    donors = {"a": tiny_model("llama"), "b": tiny_model("qwen3", seed=1)}
+    mixer = {"self_attn": {"donor": "b", "layer": 0, "module": "self_attn"}}
+    mlp = {"mlp": {"donor": "a", "layer": 1, "module": "mlp"}}
+    slots = [
+        {"donor": "a", "layer": 1, "swap": mixer},
+        ("a", 1),
+        {"donor": "a", "layer": 1, "swap": mixer},
+        {"donor": "b", "layer": 0, "swap": mlp},
+        ("b", 0),
+    ]
+    return assemble(donors, slots)
+
+
 def mixer_swapped_into_linear_host() -> HybridForCausalLM:
     donors = {"host": tiny_model("qwen3_next"), "guest": tiny_model("gemma3_text", seed=1)}
     swap = {"linear_attn": {"donor": "guest", "layer": 0, "module": "self_attn"}}
@@ -91,6 +106,7 @@ STACKS = [
     mamba_with_fp32_residual,
     repeats,
     mixer_swapped,
+    one_layer_in_many_forms,
     mixer_swapped_into_linear_host,
     mlp_swapped_with_adapters,
 ]
