@@ -3,6 +3,7 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 BIN := .venv/bin
 MADE := .venv/.made
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 4
 
 .PHONY: help demo test test-slow check bench clean
 
@@ -24,16 +25,16 @@ demo: $(MADE)
 	$(BIN)/hybridize demo
 
 test: $(MADE)
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-slow: $(MADE)
-	$(BIN)/pytest -m 'not gpu'
+	$(PYTEST) -m 'not gpu'
 
 check: $(MADE)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(PYTEST)
 
 bench: $(MADE)
 	$(BIN)/python benchmarks/bench_build.py

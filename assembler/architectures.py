@@ -25,7 +25,7 @@ _TOP_K = "its layers hand their choice of tokens on to the layers above, beside 
 #: Decoders that the runtime does not reproduce.
 REFUSED: Mapping[str, str] = {
     "blt": "it is three models of bytes and patches, without one list of layers",
-    "cpmant": "it reads every input behind prompt positions of its own, and no embedded input",
+    "cpmant": "it takes no embedded input, and puts prompt positions of its own before each",
     "deepseek_v4": _STREAMS,
     "gemma3n_text": _STREAMS,
     "glm_moe_dsa": _TOP_K,

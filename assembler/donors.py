@@ -90,7 +90,7 @@ def _refuse(checkpoint: Checkpoint, name: str, place: str) -> None:
             fix="use the unquantized checkpoint, and quantize the result",
             place=place,
         )
-    if reason := refusal(model_type):
+    if reason := refusal(model_type, config):
         raise HybridizeError(f"donor '{name}' is of type '{model_type}': {reason}", place=place)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from blake3 import blake3
@@ -38,7 +39,8 @@ def file_hash(path: Path) -> str:
     content = Range(real, 0, before["size"], "U8", path.name)
     digest = hash_ranges([content])
     if _state(real) == before and time.time() - before["changed_ns"] / 1e9 > RACY:
-        _write(note, {"state": before, "blake3": digest})
+        with suppress(OSError):  # a cache that cannot be written costs time and nothing else
+            _write(note, {"state": before, "blake3": digest})
     return digest
 
 

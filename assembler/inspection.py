@@ -52,7 +52,7 @@ class DepthMap:
             "tied": not anatomy.head,
             "parameters": self.checkpoint.num_parameters,
             "bytes": self.checkpoint.nbytes,
-            "refused": refusal(str(self.config.get("model_type"))),
+            "refused": refusal(str(self.config.get("model_type")), self.config),
             "embedding": anatomy.embedding.name,
             "norm": [tensor.name for tensor in anatomy.norm],
             "head": [tensor.name for tensor in anatomy.head],
@@ -91,7 +91,7 @@ class DepthMap:
         if anatomy.others:
             names = ", ".join(tensor.name for tensor in anatomy.others[:5])
             lines.append(f"outside of the layers, too: {names}")
-        if reason := refusal(model_type):
+        if reason := refusal(model_type, self.config):
             lines.append(f"cannot be a donor: {reason}")
         return "\n".join(lines)
 

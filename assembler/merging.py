@@ -63,11 +63,18 @@ def merged_donor(merge_file: Path, *, place: str, offline: bool) -> Merged:
     merge = read_merge_file(merge_file, offline=offline)
     record = _record(merge)
     folder = merge_folder(_key(merge, record))
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _one_at_a_time(folder.parent):
-            if not folder.exists():  # made while we waited
-                _make(merge, folder)
+    try:
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with _one_at_a_time(folder.parent):
+                if not folder.exists():  # made while we waited
+                    _make(merge, folder)
+    except OSError as error:
+        raise HybridizeError(
+            f"the cache of merges: {error.strerror}",
+            fix="set HYBRIDIZE_CACHE to a folder that can be written",
+            place=str(error.filename or folder.parent),
+        ) from None
     return Merged(folder, {"key": folder.name, **record})
 
 
@@ -185,7 +192,8 @@ def _wait(process: subprocess.Popen[bytes], folder: Path, total: int) -> None:
                 process.wait(GLANCE)
                 return
             except subprocess.TimeoutExpired:
-                now = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+                written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+                now = min(written, total)
                 if now > done:
                     progress(now - done)
                     done = now

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from hybridize.assembler import native
 from hybridize.assembler.anatomy import Layer
+from hybridize.assembler.architectures import needs_own_embedding
 from hybridize.assembler.copying import same_bytes
 from hybridize.assembler.donors import Donor
 from hybridize.assembler.resolving import resolve_donor
@@ -121,6 +122,7 @@ def make_plan(recipe: RecipeFile, *, offline: bool = False, weights: bool = True
     bridges = make_bridges(
         recipe, donors, slots, embeddings=embeddings, head=head, findings=findings
     )
+    _refuse_guests(recipe, donors, embeddings, findings)
     tied = _tied(recipe, donors[embeddings], donors[head], findings)
     tokenizer = _tokenizer(recipe, resolved, donors[embeddings], findings)
     dtype, dtype_reason = _dtype(recipe, donors)
@@ -165,6 +167,24 @@ def _resolve(
     if findings:
         raise HybridizeError.of(findings)
     return donors
+
+
+def _refuse_guests(
+    recipe: RecipeFile, donors: Mapping[str, Donor], embeddings: str, findings: list[Finding]
+) -> None:
+    """Donors whose layers stand only above their own embedding, and here stand elsewhere."""
+    for i, spec in enumerate(recipe.recipe.slots):
+        for part, module in (("from", spec), ("mixer", spec.mixer), ("mlp", spec.mlp)):
+            name = module.donor if module is not None else embeddings
+            reason = needs_own_embedding(donors[name].config)
+            if reason and name != embeddings:
+                findings.append(
+                    Finding(
+                        f"the layers of donor '{name}' cannot stand here: {reason}",
+                        fix=f"write embeddings: {name}",
+                        place=recipe.place("slots", i, part),
+                    )
+                )
 
 
 def _tied(recipe: RecipeFile, embeddings: Donor, head: Donor, findings: list[Finding]) -> bool:

@@ -247,20 +247,25 @@ def _is_plain(value: Any) -> bool:
 
 
 def _same(a: Any, b: Any) -> bool:
+    """Equal values in equal containers; of objects such as a cache, equal classes."""
+    ours, our_shape = pytree.tree_flatten(a)
+    theirs, their_shape = pytree.tree_flatten(b)
+    leaves = zip(ours, theirs, strict=False)
+    return our_shape == their_shape and all(_same_leaf(x, y) for x, y in leaves)
+
+
+def _same_leaf(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         alike = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
         return alike and (a.is_meta or torch.equal(a, b))
-    return type(a) is type(b) and bool(a == b)
+    return type(a) is type(b) and (bool(a == b) if _is_plain(a) else True)
 
 
 def _words(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"a tensor of {list(value.shape)}" + ("" if value.is_meta else f" {_sample(value)}")
+        start = "" if value.is_meta else f": {value.flatten()[:4].tolist()}..."
+        return f"a tensor of {list(value.shape)}{start}"
     return str(value)[:80]
-
-
-def _sample(tensor: Tensor) -> str:
-    return str([round(v, 4) for v in tensor.flatten()[:4].tolist()]) + "..."
 
 
 # ---- step 4: the calls ---------------------------------------------------------------------------
@@ -379,22 +384,10 @@ def _compare_calls(stack: Calls, donors: Mapping[str, Calls], picks: Picks, head
     for slot, (donor, layer) in enumerate(picks):
         ours, theirs = stack.layers[slot], donors[donor].layers[layer]
         for argument in [*ours, *(name for name in theirs if name not in ours)]:
-            if not _same_argument(ours.get(argument), theirs.get(argument)):
+            if not _same(ours.get(argument), theirs.get(argument)):
                 raise NotNative(
                     f"slot {slot} would be called with another {argument} than layer {layer} "
                     f"of {donor}"
                 )
     if not torch.equal(stack.logits, donors[head].logits):
         raise NotNative(f"what follows the layers would differ from {head}")
-
-
-def _same_argument(a: Any, b: Any) -> bool:
-    """Equal values; of a cache, which is filled by layers alone, the class."""
-    ours, our_shape = pytree.tree_flatten(a)
-    theirs, their_shape = pytree.tree_flatten(b)
-    if our_shape != their_shape:
-        return False
-    return all(
-        _same(x, y) if _is_plain(x) or _is_plain(y) else type(x) is type(y)
-        for x, y in zip(ours, theirs, strict=True)
-    )

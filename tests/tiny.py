@@ -119,7 +119,7 @@ BYTES = {
 }
 
 # Layers 1 and 3 have heads of their own.
-DOTS_SLIDING = dict.fromkeys((1, 3), {"kv_lora_rank": 12, "q_lora_rank": 20})
+DOTS_SLIDING = {layer: {"kv_lora_rank": 12, "q_lora_rank": 20} for layer in (1, 3)}
 
 # What the defaults of an architecture leave out: kinds of layer, windows, and multipliers of one.
 OVERRIDES: Mapping[str, Mapping[str, Any]] = {

@@ -248,10 +248,21 @@ class StandIn:
 
 
 class NoNorm:
-    """Takes the place of the final norm in a skeleton whose outcome nobody reads."""
+    """Takes the place of the final norm in a skeleton whose outcome nobody reads.
+
+    NanoChat calls it on the embeddings too, where it counts; there it has no weights.
+    """
+
+    def __init__(self, norm: nn.Module, tape: Tape) -> None:
+        self.norm = None if any(True for _ in norm.parameters()) else norm
+        self.tape = tape
 
     def __call__(self, hidden: Any, *args: Any, **kwargs: Any) -> Any:
-        return unpair(hidden)
+        if self.tape.calls:
+            return unpair(hidden)
+        if self.norm is None:
+            raise NotImplementedError("a donor that norms its embeddings too must be the head")
+        return self.norm(hidden, *args, **kwargs)
 
 
 class Accepts:
@@ -286,7 +297,8 @@ class Skeleton:
             replace(base, donor.embedding, StandIn(model, "embed_tokens"))
         if donor.norm is not None:
             is_head = donor.name == model.config.head
-            replace(base, donor.norm, StandIn(model, "norm") if is_head else NoNorm())
+            no_norm = NoNorm(donor.norm, self.tape)
+            replace(base, donor.norm, StandIn(model, "norm") if is_head else no_norm)
         self.accepts = Accepts(type(base))
         self.cache_name = next((n for n in CACHE_NAMES if n in self.accepts.names), "")
         if not self.cache_name:

@@ -394,6 +394,18 @@ def test_a_missing_merge_file_is_shown_in_the_recipe(donors: Path) -> None:
     )
 
 
+def test_a_cache_that_cannot_be_written_is_named(
+    donors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cluster, home is often read-only."""
+    monkeypatch.setenv("HYBRIDIZE_CACHE", "/proc/nowhere")
+
+    said = _refused(lambda: _merge(donors / "ties.yaml"))
+
+    assert "the cache of merges: No such file or directory" in said
+    assert "fix: set HYBRIDIZE_CACHE to a folder that can be written" in said
+
+
 def test_mergekits_own_rules_are_told_with_their_place(donors: Path, cache: Path) -> None:
     """Unknown keys and parameters vanish silently in mergekit; all are told at once."""
     file = donors / "typos.yaml"

@@ -375,6 +375,13 @@ def test_stacks_that_their_class_cannot_run_are_refused() -> None:
         assert reason in str(proof.reason)
 
 
+def test_a_class_that_cannot_tie_is_not_asked_to() -> None:
+    """Else the written model would look for a head that is not there."""
+    inkling = tiny_config("inkling_text").to_dict()
+    proof = prove_native({"a": inkling}, [("a", 0)], embeddings="a", head="a", tied=True)
+    assert proof.reason == "InklingForCausalLM cannot tie head and embedding"
+
+
 def test_unknown_types_are_refused() -> None:
     """The proof is asked for whatever a donor's config.json says."""
     for model_type, reason in (("warp", "knows no model_type warp"), ("vit", "type vit")):

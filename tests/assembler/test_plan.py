@@ -119,8 +119,8 @@ def test_a_hub_id_that_is_not_here_says_what_was_looked_for(donors: Path) -> Non
 
 
 def test_broken_donors_are_all_reported(donors: Path, tmp_path: Path) -> None:
-    text = "donors: {a: {model: n1}, b: {model: ./n2}}\nslots: [{from: a, layer: 0}, {from: b, layer: 0}]"
-    found = complaints(donors, text)
+    slots = "slots: [{from: a, layer: 0}, {from: b, layer: 0}]"
+    found = complaints(donors, f"donors: {{a: {{model: n1}}, b: {{model: ./n2}}}}\n{slots}")
     assert "n1" in found
     assert "n2" in found
 
@@ -235,6 +235,40 @@ def test_unused_donors_are_noted_and_not_opened(donors: Path) -> None:
     text = recipe()
     text["donors"]["c"] = {"model": "./absent"}
     assert "donor 'c' is not used" in plan_of(donors, text).notes
+
+
+def test_layers_that_need_their_own_embedding_are_refused_elsewhere(donors: Path) -> None:
+    save_donor(donors / "gemma4", "gemma4_text", num_kv_shared_layers=0)
+    text = {
+        "donors": {"a": {"model": "llama"}, "g": {"model": "gemma4"}},
+        "slots": [{"from": "a", "layer": 0}, {"from": "g", "layer": 0}],
+    }
+    with pytest.raises(
+        HybridizeError, match="reads an embedding of the tokens of its own"
+    ) as caught:
+        plan_of(donors, text)
+    assert "slots[1].from" in str(caught.value)
+    assert plan_of(donors, text | {"embeddings": "g", "head": "g"}).target == "hybrid"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "found"),
+    [
+        ("xlstm", "is of type 'xlstm': its layers keep their state in a cache class of their own"),
+        ("lama", "no causal language model of this type; did you mean llama?"),
+        ("gemma3", "it holds several models"),
+        ("bert", "it is an encoder or encoder-decoder"),
+    ],
+)
+def test_architectures_that_cannot_be_reproduced_are_refused_by_name(
+    tmp_path: Path, model_type: str, found: str
+) -> None:
+    save_donor(tmp_path / "a", "llama")
+    config = tmp_path / "a/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": model_type}))
+    text = {"donors": {"a": {"model": "a"}}, "slots": [{"from": "a", "layer": 0}]}
+    with pytest.raises(HybridizeError, match=found):
+        plan_of(tmp_path, text)
 
 
 def test_a_quantized_donor_is_refused(tmp_path: Path) -> None:
