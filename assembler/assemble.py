@@ -180,8 +180,10 @@ class _Job:
             self.plan = _refuted(plan, verdict["reason"])
             return False
         if plan.dtype is not None:
-            names = [output.name for output in native_outputs(plan)]
-            kept = self.prover.submit("native_fp32", config=verdict["config"], names=names).result()
+            shapes = {output.name: (output.dtype, output.shape) for output in native_outputs(plan)}
+            kept = self.prover.submit(
+                "native_fp32", config=verdict["config"], tensors=shapes
+            ).result()
             self._write_weights(native_outputs(plan, keep_fp32=kept))
         self.config = verdict["config"] | {"dtype": TORCH_NAMES[plan.main_dtype]}
         return True

@@ -9,17 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 import hybridize.assembler.runtime  # noqa: F401 - registers the hybrid's classes
-from hybridize.assembler.layout import (
-    DiskTensors,
-    check_names,
-    convert_names,
-    fp32_rule,
-    meta_model,
-)
+from hybridize.assembler.conversion import DiskTensors
+from hybridize.assembler.layout import check_names
 from hybridize.checkpoint import open_checkpoint
 from hybridize.errors import CheckFailed, HybridizeError
 
@@ -55,24 +49,6 @@ def _check_names(config: PreTrainedConfig, disk: DiskTensors, folder: Path) -> s
     shapes = [f"{name} {list(found)} for {list(wanted)}" for name, found, wanted in mismatched]
     _raise(folder, missing=missing, unexpected=unexpected, mismatched=shapes)
     return f"{len(disk)} tensors are just those that {type(config).__name__} asks for"
-
-
-def _meta(config: PreTrainedConfig) -> PreTrainedModel:
-    # Not from_config: it would follow the config's dtype, and hide what a class keeps in fp32.
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    return meta_model(lambda: model_class(config))
-
-
-def fp32_names(config: PreTrainedConfig, names: Sequence[str]) -> list[str]:
-    """Names on disk whose tensors transformers keeps in fp32 under any dtype."""
-    model = _meta(config)
-    keeps, state = fp32_rule(model), model.state_dict()
-    found, _ = convert_names(model, "", dict.fromkeys(names, ("F32", ())))
-    kept = []
-    for memory, source in found.items():
-        if memory in state and keeps(memory, state[memory]):
-            kept += [piece.tensor for piece in source.pieces]
-    return kept
 
 
 @torch.no_grad()

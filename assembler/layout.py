@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from hybridize.assembler.conversion import (
     meta_model,
     native_model,
 )
-from hybridize.assembler.runtime.configuration_hybridize import HybridConfig, read_config
+from hybridize.assembler.runtime.configuration_hybridize import HybridConfig
 from hybridize.assembler.runtime.modeling_hybridize import Donor, HybridForCausalLM
 from hybridize.assembler.symbolic import Piece, Symbolic
 from hybridize.errors import HybridizeError
@@ -127,25 +126,6 @@ def keep_fp32_names(config: PreTrainedConfig, disk: DiskTensors) -> list[str]:
     return sorted({piece.tensor for tensor in kept for piece in tensor.pieces})
 
 
-def answer(
-    *,
-    config: dict[str, Any],
-    donors: Mapping[str, DiskTensors] | None = None,
-    tensors: DiskTensors | None = None,
-) -> dict[str, Any]:
-    """Answer the copying process.
-
-    With `donors`: the hybrid's complete config.json, and its tensors. With `tensors`, those of a
-    native result: which of them a cast must leave in fp32.
-    """
-    if donors is None:
-        assert tensors is not None
-        return {"keep_fp32": keep_fp32_names(read_config(config), tensors)}
-    layout = hybrid_layout(config, donors)
-    complete = json.loads(HybridConfig.from_dict(config).to_json_string())
-    return {"config": complete, "tensors": [asdict(tensor) for tensor in layout]}
-
-
 class DonorTensors:
     """What one donor has on disk, under the names of its model in memory."""
 
@@ -238,17 +218,3 @@ def fp32_rule(model: PreTrainedModel) -> Callable[[str, torch.Tensor], bool]:
         return tensor.dtype == torch.float32 or any(regex.search(name) for regex in regexes)
 
     return keeps
-
-
-__all__ = [
-    "DiskTensors",
-    "OutTensor",
-    "Piece",
-    "answer",
-    "check_names",
-    "convert_names",
-    "fp32_rule",
-    "hybrid_layout",
-    "keep_fp32_names",
-    "meta_model",
-]

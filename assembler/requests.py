@@ -8,14 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from hybridize.assembler import check as checks
 from hybridize.assembler import compute as computing
-from hybridize.assembler.layout import hybrid_layout
+from hybridize.assembler.layout import hybrid_layout, keep_fp32_names
 from hybridize.assembler.proof import prove_native
 from hybridize.assembler.runtime import HybridConfig
-from hybridize.checkpoint import decode_floats
+from hybridize.assembler.runtime.configuration_hybridize import read_config
 from hybridize.errors import HybridizeError
 
 
@@ -36,10 +34,7 @@ def layout(
     *, config: dict[str, Any], donors: Mapping[str, Mapping[str, tuple[str, list[int]]]]
 ) -> dict[str, Any]:
     """Tensors of a hybrid, and the config.json to write."""
-    shapes = {
-        name: {tensor: (dtype, tuple(shape)) for tensor, (dtype, shape) in found.items()}
-        for name, found in donors.items()
-    }
+    shapes = {name: _shapes(tensors) for name, tensors in donors.items()}
     try:
         tensors = hybrid_layout(config, shapes)
     except NotImplementedError as error:  # the runtime's word for a donor that it cannot take apart
@@ -48,9 +43,11 @@ def layout(
     return {"tensors": [asdict(tensor) for tensor in tensors], "config": written}
 
 
-def native_fp32(*, config: dict[str, Any], names: Sequence[str]) -> list[str]:
+def native_fp32(
+    *, config: dict[str, Any], tensors: Mapping[str, tuple[str, list[int]]]
+) -> list[str]:
     """Which tensors of a native model a cast must leave alone."""
-    return checks.fp32_names(AutoConfig.for_model(**decode_floats(config)), names)
+    return keep_fp32_names(read_config(config), _shapes(tensors))
 
 
 def compute(
@@ -63,3 +60,8 @@ def compute(
 def check(*, folder: str, mode: str) -> dict[str, Any]:
     """Load a result and run it."""
     return {"checks": checks.check_model(Path(folder), run=mode == "forward")}
+
+
+def _shapes(tensors: Mapping[str, tuple[str, list[int]]]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """JSON knows lists only."""
+    return {name: (dtype, tuple(shape)) for name, (dtype, shape) in tensors.items()}

@@ -331,13 +331,13 @@ class Skeleton:
         return hidden
 
     def placeholder(self, hidden: Tensor) -> Arguments:
-        """Inputs for a run that only records: the right shape, no memory.
+        """Inputs for a run that only records: the right shape.
 
         Not a number: should the donor make an argument of its layers out of the embedded tokens,
         the result shows it at once, and no build of such a stack passes its check.
         """
-        nothing = hidden.new_full((), float("nan"))
-        return {"inputs_embeds": nothing.expand(*hidden.shape[:2], self.width)}
+        # Not one number expanded, which would take no memory: CTRL writes into its input.
+        return {"inputs_embeds": hidden.new_full((*hidden.shape[:2], self.width), float("nan"))}
 
     def clear(self) -> None:
         self.tape.calls, self.tape.first = {}, None

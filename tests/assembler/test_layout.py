@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from transformers import PreTrainedModel
 
 from hybridize.assembler.layout import (
     OutTensor,
-    answer,
     check_names,
     hybrid_layout,
     keep_fp32_names,
 )
+from hybridize.assembler.prover import LocalProver
 from hybridize.assembler.symbolic import NotBytewise, Piece, Symbolic
 from hybridize.errors import HybridizeError
 from tests.assembler.inmemory import as_disk, assemble, depth, gather, hybrid_config, identity
@@ -223,15 +222,18 @@ def test_answers_are_plain_json() -> None:
     config = hybrid_config({"a": donor}, [("a", 0), ("a", 2)])
     disk = as_disk(donor.state_dict())
     minimal = {k: v for k, v in config.to_dict().items() if k not in ("layer_types", "vocab_size")}
-    given = json.loads(json.dumps({"config": minimal, "donors": {"a": disk}}))
-    got = json.loads(json.dumps(answer(**given)))
+    got = ask("layout", config=minimal, donors={"a": disk})
     assert got["config"]["layer_types"] == ["full_attention"] * 2
     assert got["config"]["donors"] == config.donors
     assert got["tensors"][0]["pieces"] == [
         {"donor": "a", "tensor": "model.embed_tokens.weight", "start": 0, "stop": 64 * 32}
     ]
-    native = json.loads(json.dumps({"config": donor.config.to_dict(), "tensors": disk}))
-    assert answer(**native) == {"keep_fp32": []}
+    assert ask("native_fp32", config=donor.config.to_dict(), tensors=disk) == []
+
+
+def ask(operation: str, **arguments: Any) -> Any:
+    """What a build's second process answers."""
+    return LocalProver().submit(operation, **arguments).result()
 
 
 # ---- symbolic tensors --------------------------------------------------------------------------
