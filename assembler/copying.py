@@ -14,7 +14,7 @@ from hybridize.assembler.shards import Output, Range, Shard
 from hybridize.checkpoint import TensorHeader
 from hybridize.errors import HybridizeError
 
-BUFFER = 1 << 18  # bytes; larger ones leave the processor's cache between read, hash and write
+BUFFER = 1 << 18  # bytes; larger ones were at times three times slower: benchmarks/RESULTS.md
 THREADS = 2  # one hashes while the other writes; a file takes one writer at a time
 SAMPLES = 64  # places at which two tensors are compared while planning
 

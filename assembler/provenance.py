@@ -119,10 +119,20 @@ def model_card(plan: Plan) -> str:
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     if len(licenses) == 1 and None not in licenses:
         front.append(f"license: {licenses.pop()}")
-    if hub := [donor.source for donor in plan.donors.values() if donor.commit]:
+    if hub := _hub_ids(plan):
         front += ["base_model:", *(f"- {source}" for source in hub)]
     front += ["tags:", "- hybridize", "- merge", "---"]
     return "\n".join([*front, "", f"# {plan.name}", "", *_card_body(plan), ""])
+
+
+def _hub_ids(plan: Plan) -> list[str]:
+    """Models of the hub that the result was made of, those inside of merges too."""
+    found = []
+    for donor in plan.donors.values():
+        inside = donor.merge["donors"] if donor.merge else []
+        found += [donor.source] if donor.commit else []
+        found += [merged["source"] for merged in inside if merged["commit"]]
+    return list(dict.fromkeys(found))
 
 
 def load_line(plan: Plan, folder: str) -> str:

@@ -6,6 +6,7 @@ loads the result. Requests and answers are JSON lines; it ends with its parent.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -117,6 +118,7 @@ def _plain(value: Any) -> Any:
 def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
+    _import_quickly()
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -128,6 +130,15 @@ def _serve() -> None:
             answer = {"os_error": [error.errno, error.strerror, error.filename]}
         answers.write(json.dumps(answer, default=str) + "\n")
         answers.flush()
+
+
+def _import_quickly() -> None:
+    """The imports make a million objects that stay: to look for garbage among them is in vain."""
+    gc.disable()
+    from hybridize.assembler import requests  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
 
 
 if __name__ == "__main__":
