@@ -153,10 +153,10 @@ def verify(folder: Path, *, load: Any, whole: bool, as_json: bool, offline: bool
 @common
 def demo(folder: Path, *, as_json: bool, offline: bool) -> None:
     """Train small donors from Python's own source text, and build hybrids of them, offline."""
-    from hybridize.console import show_json
+    from hybridize.console import show, show_json
     from hybridize.demo.run import run_demo
 
-    result = run_demo(folder)
+    result = run_demo(folder, show=(lambda _: None) if as_json else show)
     if as_json:
         show_json(result)
 

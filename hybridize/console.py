@@ -76,7 +76,8 @@ class _Lines:
     def advance(self, nbytes: int) -> None:
         self.done += nbytes
         now = time.monotonic()
-        if now - self.last >= self.EVERY:
-            self.last = now
-            left = (self.total - self.done) * (now - self.start) / max(self.done, 1)
-            say(f"{self.label}: {size(self.done)} of {size(self.total)}, {left:.0f} s left")
+        if now - self.last < self.EVERY or not 0 < self.done < self.total:
+            return
+        self.last = now
+        left = (self.total - self.done) * (now - self.start) / self.done
+        say(f"{self.label}: {size(self.done)} of {size(self.total)}, {left:.0f} s left")

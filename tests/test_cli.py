@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -114,9 +113,14 @@ def test_an_interrupt_has_status_130_and_leaves_no_target(folder: Path) -> None:
     """Ctrl-C in the middle of a build, in the real command."""
     command = [sys.executable, "-m", "hybridize", "build", "stack.yaml", "--out", "stopped"]
     process = subprocess.Popen(
-        command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=os.environ,
-    )  # fmt: skip
+        command,
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background may have it ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 30
     while not (folder / ".stopped.staging").exists() and time.monotonic() < deadline:
         time.sleep(0.02)

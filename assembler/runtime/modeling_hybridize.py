@@ -826,6 +826,9 @@ def materialize(model: nn.Module) -> None:
         tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
         if any(tensor.is_meta for tensor in tensors):
             module.to_empty(device=device, recurse=False)
+            # Some rules leave out what a constructor fills (Qwen3-Next's router): no garbage there.
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                tensor.data.zero_()
 
 
 def count_tokens(cache: Cache | None) -> None:
