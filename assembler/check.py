@@ -48,7 +48,8 @@ def _check_names(config: PreTrainedConfig, disk: DiskTensors, folder: Path) -> s
     missing, unexpected, mismatched = check_names(config, disk)
     shapes = [f"{name} {list(found)} for {list(wanted)}" for name, found, wanted in mismatched]
     _raise(folder, missing=missing, unexpected=unexpected, mismatched=shapes)
-    return f"{len(disk)} tensors are just those that the class of {config.model_type} asks for"
+    asker = (config.architectures or [config.model_type])[0]
+    return f"{len(disk)} tensors are just those that {asker} asks for"
 
 
 @torch.no_grad()

@@ -77,6 +77,12 @@ def verify(
     Raises:
         HybridizeError: the folder has no readable manifest.
     """
+    if not (folder / MANIFEST).is_file():
+        raise HybridizeError(
+            f"hybridize did not build this: {MANIFEST} is missing",
+            fix="name a folder that `hybridize build` has written",
+            place=str(folder),
+        )
     manifest = read_json(folder / MANIFEST)
     if manifest.get("format") != FORMAT:
         raise HybridizeError(

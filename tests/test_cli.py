@@ -73,9 +73,11 @@ def test_from_plan_to_verify() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [["plan", "stack.yaml"], ["inspect", "a"], ["schema"], ["build", "stack.yaml", "--out", "j"],
-     ["verify", "j"]],
+     ["verify", "ready"]],
 )  # fmt: skip
-def test_json_is_one_document(arguments: list[str]) -> None:
+def test_json_is_one_document(folder: Path, arguments: list[str]) -> None:
+    if arguments[0] == "verify" and not (folder / "ready").exists():
+        assert run("build", "stack.yaml", "--out", "ready").exit_code == 0
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.output
     assert isinstance(json.loads(result.stdout), dict)
@@ -96,6 +98,12 @@ def test_a_failed_check_has_status_1(folder: Path) -> None:
     assert result.exit_code == 1
     assert "FAIL  files: config.json was changed" in result.output
     assert "1 of 5 checks failed" in result.output
+
+
+def test_verify_says_what_it_needs() -> None:
+    result = run("verify", "a")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("a: hybridize did not build this: hybridize.json is missing")
 
 
 def test_unknown_options_have_status_2() -> None:
