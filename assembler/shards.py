@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridize.checkpoint import BITS, INDEX, SINGLE, TensorHeader, write_header
+from hybridize.checkpoint import BITS, SINGLE, TensorHeader, write_header
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,3 @@ def index_json(shards: Iterable[Shard]) -> str | None:
         },
     }
     return json.dumps(index, indent=2) + "\n"
-
-
-INDEX_NAME = INDEX

@@ -21,7 +21,7 @@ from hybridize.assembler.shards import Range, Shard
 from hybridize.assembler.staging import MANIFEST
 from hybridize.checkpoint import Checkpoint, open_checkpoint, read_json
 from hybridize.console import byte_progress
-from hybridize.errors import CheckFailed, Finding, HybridizeError
+from hybridize.errors import CheckFailed, HybridizeError
 
 SAMPLE = 16  # tensors that are compared with their donors
 
@@ -222,11 +222,3 @@ def compare_with_donors(shards: Sequence[Shard], folder: Path) -> int:
                 place=str(here.file),
             )
     return len(sample)
-
-
-def failures(verification: Verification) -> CheckFailed | None:
-    """The error of a verification that found something."""
-    wrong = [outcome for outcome in verification.outcomes if not outcome.ok]
-    place = str(verification.folder)
-    findings = [Finding(f"{o.what}: {o.detail}", place=place) for o in wrong]
-    return CheckFailed.of(findings) if wrong else None

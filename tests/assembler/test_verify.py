@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hybridize.assembler.prover import LocalProver
-from hybridize.assembler.verify import Verification, failures, verify
+from hybridize.assembler.verify import Verification, verify
 from hybridize.checkpoint import open_checkpoint
 from hybridize.errors import HybridizeError
 from tests.assembler.stacks import build_in, save_donor
@@ -52,7 +52,6 @@ def test_a_fresh_model_passes(copy: Path) -> None:
     assert [o.what for o in found.outcomes] == [
         "files", "tensors", "hashes", "donor a", "donor b", "load",
     ]  # fmt: skip
-    assert failures(found) is None
 
 
 def flip(folder: Path) -> None:
@@ -107,9 +106,6 @@ def test_every_damage_is_named(
     assert wrong(found).keys() == expected.keys()
     for what, detail in expected.items():
         assert detail in wrong(found)[what]
-    error = failures(found)
-    assert error is not None
-    assert error.exit_status == 1
 
 
 def test_another_donor_under_the_same_path_is_noticed(copy: Path) -> None:
