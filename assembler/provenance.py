@@ -135,15 +135,15 @@ def _hub_ids(plan: Plan) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def load_line(plan: Plan, folder: str) -> str:
+def load_line(plan: Plan, folder: str, what: str = "AutoModelForCausalLM") -> str:
     """The line of Python that loads the result."""
     remote = ", trust_remote_code=True" if plan.target == "hybrid" else ""
-    return f'AutoModelForCausalLM.from_pretrained("{folder}"{remote})'
+    return f'{what}.from_pretrained("{folder}"{remote})'
 
 
 def _card_body(plan: Plan) -> list[str]:
     lines = [
-        f"Assembled by [hybridize](https://pypi.org/project/hybridize/) {hybridize.__version__} "
+        f"Assembled by hybridize {hybridize.__version__} "
         f"from {len(plan.donors)} donor{'s' * (len(plan.donors) != 1)}. "
         "Every tensor's origin and hash is in `hybridize.json`.",
         "",
@@ -164,9 +164,11 @@ def _card_body(plan: Plan) -> list[str]:
         f"Target: {plan.target}: {plan.reason}.",
         "",
         "```python",
-        "from transformers import AutoModelForCausalLM",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         f"model = {load_line(plan, 'FOLDER')}",
+        # transformers reads the model's config to choose a tokenizer, and asks about code there.
+        *([f"tokenizer = {load_line(plan, 'FOLDER', 'AutoTokenizer')}"] if plan.tokenizer else []),
         "```",
         "",
         "## Recipe",
