@@ -80,6 +80,11 @@ class Anatomy:
     dtype: str  # of most bytes, as safetensors writes it
 
     @property
+    def base(self) -> str:
+        """What stands before the names of the base model: `model.`, or nothing."""
+        return self.prefix.removesuffix(self.prefix.rstrip(".").rpartition(".")[2] + ".")
+
+    @property
     def vocabulary(self) -> int:
         """Rows of the embedding."""
         return self.embedding.shape[0]

@@ -27,7 +27,7 @@ from hybridize.assembler.outputs import (
 from hybridize.assembler.plan import Plan
 from hybridize.assembler.provenance import load_line, manifest_json, model_card
 from hybridize.assembler.prover import ProcessProver, Prover
-from hybridize.assembler.shards import Output, Range, Shard, index_json, lay_out
+from hybridize.assembler.shards import Output, Shard, index_json, lay_out
 from hybridize.assembler.staging import MANIFEST, Staging, check_disk
 from hybridize.assembler.verify import compare_with_donors
 from hybridize.checkpoint import INDEX, encode_floats
@@ -224,7 +224,7 @@ class _Job:
         hashes = copy_outputs(shard, growing, progress)
         if computed := [
             {**asdict(output), "offset": offset}
-            for output, offset in zip(shard.outputs, shard.offsets(), strict=True)
+            for output, offset in shard.placed()
             if not output.copied
         ]:
             bridges = {where: asdict(bridge) for where, bridge in self.plan.bridges.items()}
@@ -289,13 +289,9 @@ def _digest(plan: Plan, shards: Sequence[Shard]) -> str:
 
 
 def _hashes_on_disk(shard: Shard, folder: Path) -> Mapping[str, str] | None:
-    file = folder / shard.name
-    if file.stat().st_size != shard.nbytes:
+    if (folder / shard.name).stat().st_size != shard.nbytes:
         return None
-    return {
-        output.name: hash_ranges([Range(file, offset, output.nbytes, output.dtype, output.name)])
-        for output, offset in zip(shard.outputs, shard.offsets(), strict=True)
-    }
+    return {output.name: hash_ranges([here]) for output, here in shard.written(folder)}
 
 
 def _disk_error(error: OSError, out: Path) -> HybridizeError:

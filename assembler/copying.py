@@ -34,11 +34,7 @@ def copy_outputs(shard: Shard, file: Path, progress: Progress) -> dict[str, str]
         OSError: the disk is full, or whatever else the system says.
     """
     header = shard.header()
-    copied = [
-        (output, offset)
-        for output, offset in zip(shard.outputs, shard.offsets(), strict=True)
-        if output.copied
-    ]
+    copied = [(output, offset) for output, offset in shard.placed() if output.copied]
     target = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         os.pwrite(target, header, 0)

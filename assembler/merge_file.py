@@ -18,7 +18,7 @@ from hybridize.assembler.anatomy import Anatomy, dissect
 from hybridize.assembler.donors import Donor, load_donor, locate
 from hybridize.checkpoint import Checkpoint, TensorHeader
 from hybridize.errors import Finding, HybridizeError
-from hybridize.positions import Document, Place, read_yaml
+from hybridize.positions import Document, Place, as_dict, as_list, read_yaml
 
 # Buffers that old checkpoints hold and no class of transformers asks for any more.
 _BUFFERS = re.compile(r"(rotary_emb\.inv_freq|attn\.masked_bias|attn\.bias)$")
@@ -127,8 +127,7 @@ def _heads(anatomy: Anatomy) -> set[str]:
 
 def _stem(anatomy: Anatomy, tensor: TensorHeader) -> str:
     # One checkpoint may have been written with the base model's prefix, and another without.
-    base = anatomy.prefix.rstrip(".").rpartition(".")[0]
-    return tensor.name.removeprefix(f"{base}.") if base else tensor.name
+    return tensor.name.removeprefix(anatomy.base)
 
 
 # References to models
@@ -161,31 +160,31 @@ def _references(config: Mapping[str, Any]) -> Iterator[tuple[Any, Any, Place]]:
     """(mapping, key, place) of each reference to a model; the base model comes first."""
     yield from _reference_in(config, "base_model", ())
     yield from _in_models_and_slices(config, ())
-    for name, module in _dict(config.get("modules")).items():
-        yield from _in_models_and_slices(_dict(module), ("modules", name))
+    for name, module in as_dict(config.get("modules")).items():
+        yield from _in_models_and_slices(as_dict(module), ("modules", name))
     if config.get("tokenizer_source") not in ("union", "base"):
         yield from _reference_in(config, "tokenizer_source", ())
-    tokenizer = _dict(config.get("tokenizer"))
+    tokenizer = as_dict(config.get("tokenizer"))
     if tokenizer.get("source") not in ("union", "base"):
         yield from _reference_in(tokenizer, "source", ("tokenizer",))
-    for token, entry in _dict(tokenizer.get("tokens")).items():
+    for token, entry in as_dict(tokenizer.get("tokens")).items():
         where: Place = ("tokenizer", "tokens", token)
-        if "kind" in _dict(_dict(entry).get("source")):
+        if "kind" in as_dict(as_dict(entry).get("source")):
             yield from _reference_in(entry["source"], "model", (*where, "source"))
         else:
-            yield from _reference_in(_dict(entry), "source", where)
+            yield from _reference_in(as_dict(entry), "source", where)
 
 
 def _in_models_and_slices(
     holder: Mapping[str, Any], where: Place
 ) -> Iterator[tuple[Any, Any, Place]]:
-    for i, entry in enumerate(_list(holder.get("models"))):
-        yield from _reference_in(_dict(entry), "model", (*where, "models", i))
-    for i, entry in enumerate(_list(holder.get("slices"))):
+    for i, entry in enumerate(as_list(holder.get("models"))):
+        yield from _reference_in(as_dict(entry), "model", (*where, "models", i))
+    for i, entry in enumerate(as_list(holder.get("slices"))):
         here: Place = (*where, "slices", i)
-        yield from _reference_in(_dict(entry), "base_model", here)
-        for j, source in enumerate(_list(_dict(entry).get("sources"))):
-            yield from _reference_in(_dict(source), "model", (*here, "sources", j))
+        yield from _reference_in(as_dict(entry), "base_model", here)
+        for j, source in enumerate(as_list(as_dict(entry).get("sources"))):
+            yield from _reference_in(as_dict(source), "model", (*here, "sources", j))
 
 
 def _reference_in(
@@ -225,13 +224,13 @@ def _stack(
     config: Mapping[str, Any], document: Document, donors: list[Donor], findings: list[Finding]
 ) -> list[tuple[tuple[int, int], ...]]:
     """The sources of each layer of the result."""
-    for name, module in _dict(config.get("modules")).items():
-        if "slices" in _dict(module):
+    for name, module in as_dict(config.get("modules")).items():
+        if "slices" in as_dict(module):
             place = document.place(("modules", name, "slices"))
             fix = "merge whole models, and stack their layers by the slots of a recipe"
             findings.append(Finding("slices inside of modules are not supported", fix, place))
-    if slices := _list(config.get("slices")):
-        layers = [_slice(_dict(s), i, document, donors, findings) for i, s in enumerate(slices)]
+    if slices := as_list(config.get("slices")):
+        layers = [_slice(as_dict(s), i, document, donors, findings) for i, s in enumerate(slices)]
         return [layer for part in layers for layer in part]
     depths = {donor.depth for donor in donors}
     if len(depths) > 1:
@@ -254,10 +253,10 @@ def _slice(
     findings: list[Finding],
 ) -> list[tuple[tuple[int, int], ...]]:
     columns = []
-    for j, source in enumerate(_list(entry.get("sources"))):
+    for j, source in enumerate(as_list(entry.get("sources"))):
         place = document.place(("slices", i, "sources", j, "layer_range"))
-        number = _number(_dict(source).get("model"))
-        layers = _layers(_dict(source).get("layer_range"), donors[number], place, findings)
+        number = _number(as_dict(source).get("model"))
+        layers = _layers(as_dict(source).get("layer_range"), donors[number], place, findings)
         columns.append([(number, layer) for layer in layers])
     if not columns or len({len(column) for column in columns}) > 1:
         counts = ", ".join(str(len(column)) for column in columns) or "no source"
@@ -331,11 +330,3 @@ def _compare(
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(list(shape))
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []

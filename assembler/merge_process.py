@@ -16,7 +16,7 @@ from typing import Any
 
 from hybridize.assembler.lifeline import end_with_parent
 from hybridize.errors import did_you_mean
-from hybridize.positions import KEY
+from hybridize.positions import KEY, as_dict, as_list
 
 SHARD = 10**9  # bytes; mergekit holds a shard in memory until it is full
 CHUNK = 1 << 22  # elements that are looked at together
@@ -77,30 +77,34 @@ def _sections(
         return sorted(model.model_fields)
 
     yield (), config, keys(schema.MergeConfiguration)
-    yield ("parameters",), _dict(config.get("parameters")), parameters
-    yield ("tokenizer",), _dict(config.get("tokenizer")), keys(TokenizerConfig)
+    yield ("parameters",), as_dict(config.get("parameters")), parameters
+    yield ("tokenizer",), as_dict(config.get("tokenizer")), keys(TokenizerConfig)
     holders: list[tuple[tuple[str | int, ...], Mapping[str, Any]]] = [((), config)]
-    for name, module in _dict(config.get("modules")).items():
-        yield ("modules", name), _dict(module), keys(schema.OutputModuleDefinition)
-        yield ("modules", name, "parameters"), _dict(_dict(module).get("parameters")), parameters
-        holders.append((("modules", name), _dict(module)))
+    for name, module in as_dict(config.get("modules")).items():
+        yield ("modules", name), as_dict(module), keys(schema.OutputModuleDefinition)
+        yield (
+            ("modules", name, "parameters"),
+            as_dict(as_dict(module).get("parameters")),
+            parameters,
+        )
+        holders.append((("modules", name), as_dict(module)))
     entries = [
-        ((*where, group, i), _dict(entry), model)
+        ((*where, group, i), as_dict(entry), model)
         for where, holder in holders
         for group, model in (
             ("models", schema.InputModelDefinition),
             ("slices", schema.OutputSliceDefinition),
         )
-        for i, entry in enumerate(_list(holder.get(group)))
+        for i, entry in enumerate(as_list(holder.get(group)))
     ]
     entries += [
-        ((*where, "sources", j), _dict(source), schema.InputSliceDefinition)
+        ((*where, "sources", j), as_dict(source), schema.InputSliceDefinition)
         for where, entry, _ in entries
-        for j, source in enumerate(_list(entry.get("sources")))
+        for j, source in enumerate(as_list(entry.get("sources")))
     ]
     for where, entry, model in entries:
         yield where, entry, keys(model)
-        yield (*where, "parameters"), _dict(entry.get("parameters")), parameters
+        yield (*where, "parameters"), as_dict(entry.get("parameters")), parameters
 
 
 def _moved_layers(stack: list[list[list[int]]]) -> Iterator[Mistake]:
@@ -167,14 +171,6 @@ def _not_finite(folder: Path) -> str | None:
                 if not all(bool(part.isfinite().all()) for part in flat.split(CHUNK)):
                     return str(name)
     return None
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 if __name__ == "__main__":

@@ -36,11 +36,11 @@ def native_outputs(plan: Plan, keep_fp32: Sequence[str] = ()) -> list[Output]:
 
 def _native_names(plan: Plan) -> Iterator[tuple[str, str, TensorHeader]]:
     prefix = plan.donors[plan.embeddings].anatomy.prefix
-    base = _base(prefix)
+    base = plan.donors[plan.embeddings].anatomy.base
 
     def renamed(tensor: TensorHeader, donor: str) -> str:
         # One donor may have been saved with the base model's prefix, and another without.
-        own = _base(plan.donors[donor].anatomy.prefix)
+        own = plan.donors[donor].anatomy.base
         return base + tensor.name.removeprefix(own) if tensor.name.startswith(own) else tensor.name
 
     embedding, head = plan.donors[plan.embeddings].anatomy, plan.donors[plan.head].anatomy
@@ -57,11 +57,6 @@ def _native_names(plan: Plan) -> Iterator[tuple[str, str, TensorHeader]]:
             is_embedding = tensor is head.embedding  # a tied donor's head, in an untied result
             name = "lm_head.weight" if is_embedding else tensor.name
             yield name, plan.head, tensor
-
-
-def _base(prefix: str) -> str:
-    """`model.` of `model.layers.`; empty where the layers stand at the top."""
-    return prefix.removesuffix(prefix.rstrip(".").rpartition(".")[2] + ".")
 
 
 def hybrid_config(plan: Plan) -> dict[str, Any]:

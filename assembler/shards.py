@@ -58,13 +58,18 @@ class Shard:
     def header(self) -> bytes:
         return write_header((o.name, o.dtype, o.shape, o.nbytes) for o in self.outputs)
 
-    def offsets(self) -> list[int]:
-        """Where each output's bytes begin in the file."""
+    def placed(self) -> list[tuple[Output, int]]:
+        """Each output, and where its bytes begin in the file."""
         at, found = len(self.header()), []
         for output in self.outputs:
-            found.append(at)
+            found.append((output, at))
             at += output.nbytes
         return found
+
+    def written(self, folder: Path) -> list[tuple[Output, Range]]:
+        """Each output, and its bytes in the finished file."""
+        file = folder / self.name
+        return [(o, Range(file, at, o.nbytes, o.dtype, o.name)) for o, at in self.placed()]
 
     @property
     def nbytes(self) -> int:

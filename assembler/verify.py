@@ -207,12 +207,7 @@ def compare_with_donors(shards: Sequence[Shard], folder: Path) -> int:
     Raises:
         CheckFailed: the disk gave back something else.
     """
-    written = [
-        (output, Range(folder / shard.name, offset, output.nbytes, output.dtype, output.name))
-        for shard in shards
-        for output, offset in zip(shard.outputs, shard.offsets(), strict=True)
-        if output.copied
-    ]
+    written = [pair for shard in shards for pair in shard.written(folder) if pair[0].copied]
     sample = _sample(written)
     for output, here in sample:
         if hash_ranges([here]) != hash_ranges(output.ranges):

@@ -100,6 +100,16 @@ def parse_yaml(text: str, path: Path) -> Document:
     return Document(path=path, text=text, data=data, positions=reader.positions)
 
 
+def as_dict(value: Any) -> dict[str, Any]:
+    """A part of a document as the mapping that it should be; an empty one if it is none."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    """A part of a document as the list that it should be; an empty one if it is none."""
+    return value if isinstance(value, list) else []
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader without YAML 1.1's surprises.
 

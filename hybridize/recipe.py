@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from hybridize.errors import Finding, HybridizeError, did_you_mean
 from hybridize.plugins import plugin_names
-from hybridize.positions import KEY, Document, Place, read_yaml
+from hybridize.positions import KEY, Document, Place, as_dict, as_list, read_yaml
 from hybridize.recipe_fields import Bytes, Layers, Where
 
 DONOR_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
@@ -221,24 +221,24 @@ def _donor_references(data: dict[str, Any]) -> Iterator[tuple[Place, Any]]:
     for key in ("embeddings", "head", "tokenizer"):
         if key in data:
             yield (key,), data[key]
-    for i, slot in enumerate(_list(data.get("slots"))):
-        yield ("slots", i, "from"), _dict(slot).get("from")
+    for i, slot in enumerate(as_list(data.get("slots"))):
+        yield ("slots", i, "from"), as_dict(slot).get("from")
         for part in ("mixer", "mlp"):
-            yield ("slots", i, part, "from"), _dict(_dict(slot).get(part)).get("from")
+            yield ("slots", i, part, "from"), as_dict(as_dict(slot).get(part)).get("from")
 
 
 def _unknown_names(data: dict[str, Any]) -> Iterator[Mistake]:
-    donors = [str(name) for name in _dict(data.get("donors"))]
+    donors = [str(name) for name in as_dict(data.get("donors"))]
     for where, name in _donor_references(data):
         if isinstance(name, str) and name not in donors:
             yield where, f"no donor is called '{name}'", did_you_mean(name, donors)
     kinds = plugin_names("bridges")
-    slots = [("slots", i, "bridge") for i in range(len(_list(data.get("slots"))))]
+    slots = [("slots", i, "bridge") for i in range(len(as_list(data.get("slots"))))]
     for where in (("bridges",), *slots):
         section = data
         for step in where:
-            section = section[step] if isinstance(step, int) else _dict(section).get(step)  # type: ignore[index, assignment]
-        spec = _dict(_bridge_shorthand(section))
+            section = section[step] if isinstance(step, int) else as_dict(section).get(step)  # type: ignore[index, assignment]
+        spec = as_dict(_bridge_shorthand(section))
         kind = spec.get("kind", "linear")
         at = (*where, "kind") if isinstance(section, dict) else where
         if isinstance(kind, str) and kind not in kinds:
@@ -246,8 +246,8 @@ def _unknown_names(data: dict[str, Any]) -> Iterator[Mistake]:
 
 
 def _slot_mistakes(data: dict[str, Any]) -> Iterator[Mistake]:
-    for i, slot in enumerate(_list(data.get("slots"))):
-        keys = {key for key, value in _dict(slot).items() if value is not None}
+    for i, slot in enumerate(as_list(data.get("slots"))):
+        keys = {key for key, value in as_dict(slot).items() if value is not None}
         if isinstance(slot, dict) and len(keys & {"layer", "layers"}) != 1:
             found = "both 'layer' and 'layers'" if "layer" in keys else "no layers"
             yield ("slots", i), found, "write layers: 0-7, or layer: 3 for a single one"
@@ -261,8 +261,8 @@ def _slot_mistakes(data: dict[str, Any]) -> Iterator[Mistake]:
 
 
 def _donor_mistakes(data: dict[str, Any]) -> Iterator[Mistake]:
-    for name, donor in _dict(data.get("donors")).items():
-        keys = {key for key, value in _dict(donor).items() if value is not None}
+    for name, donor in as_dict(data.get("donors")).items():
+        keys = {key for key, value in as_dict(donor).items() if value is not None}
         if isinstance(donor, dict) and len(keys & {"model", "merge"}) != 1:
             found = "both 'model' and 'merge'" if "model" in keys else "neither 'model' nor 'merge'"
             yield (
@@ -270,14 +270,6 @@ def _donor_mistakes(data: dict[str, Any]) -> Iterator[Mistake]:
                 found,
                 "write model: FOLDER-OR-HUB-ID, or merge: MERGEKIT-CONFIG",
             )
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def recipe_schema() -> dict[str, Any]:
