@@ -10,13 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from hybridize.errors import Finding, HybridizeError, did_you_mean
 from hybridize.plugins import plugin_names
 from hybridize.positions import KEY, Document, Place, as_dict, as_list, read_yaml
-from hybridize.recipe_fields import Bytes, Layers, Where
+from hybridize.recipe_fields import Bytes, Files, Layers, Where, text_entry
 
 DONOR_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 
@@ -46,11 +54,14 @@ class BridgeSpec(_Section):
     kind: Annotated[str, WithJsonSchema({"type": "string", "enum": plugin_names("bridges")})] = (
         "linear"
     )
-    init: Literal["auto", "identity", "random"] = Field(
-        "auto", description="auto: identity at equal widths, random at different ones"
+    init: Literal["auto", "ridge", "procrustes", "identity", "random"] = Field(
+        "auto", description="auto: the better of ridge and identity on held-out calibration text"
     )
-    norm: bool = Field(False, description="linear: an RMS norm before the map")
-    bias: bool = Field(False, description="linear: a bias after the map")
+    norm: bool = Field(False, description="an RMS norm before the map")
+    bias: bool = Field(True, description="a bias after the map")
+    rank: int | None = Field(
+        None, ge=1, description="lowrank: of the map; default: a quarter of the narrower width"
+    )
     seed: int = Field(0, ge=0, description="of a random init")
 
 
@@ -60,7 +71,8 @@ class BridgesSpec(BridgeSpec):
     where: Where = Field(
         "auto",
         description=(
-            "auto and width-changes: where the width changes; changes: where the donor does; "
+            "auto: where the width changes, and between donors of different lineage; "
+            "width-changes: where the width does; changes: where the donor does; none; "
             "or a list of slots that a bridge stands before"
         ),
     )
@@ -94,6 +106,53 @@ class SlotSpec(_Section):
         return self.layers if self.layers is not None else [self.layer or 0]
 
 
+def _allow_a_string(schema: dict[str, Any]) -> None:
+    mapping = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [{"type": "string", "description": "short for files"}, mapping]
+
+
+class TextSpec(_Section):
+    """Text of one domain: files, or a data set of the hub."""
+
+    model_config = ConfigDict(json_schema_extra=_allow_a_string)
+
+    name: str = Field("", description="of the domain; default: after its first file")
+    files: Files | None = None
+    dataset: str | None = Field(
+        None, description="a data set of the hub, or a folder (relative to this file)"
+    )
+    subset: str | None = Field(None, description="of a data set")
+    revision: str | None = Field(None, description="of a data set: commit, tag or branch")
+    split: str = Field("train", description="of a data set")
+    field: str = Field("text", description="of a row (JSON lines, parquet, data set): its text")
+    weight: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="share of the tokens, relative to other domains"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _entry(cls, value: Any) -> Any:
+        return text_entry(value)
+
+
+class CalibrationSpec(_Section):
+    """The text that bridges are fitted to and judged by."""
+
+    data: list[TextSpec] = Field(
+        [], min_length=1, description="default: text that hybridize brings, prose and code"
+    )
+    tokens: int | None = Field(
+        None, ge=1, description="of all domains together; a fifth of them is held out"
+    )
+    length: int = Field(512, ge=8, description="tokens of a sequence")
+    seed: int = Field(0, ge=0, description="of the order of the documents")
+    stream: Literal["hybrid", "donor"] = Field(
+        "hybrid",
+        description="what bridges are fitted to: the hybrid's own hidden states, or its donor's",
+    )
+
+
 class Recipe(_Section):
     """A whole recipe. `load_recipe` reads one."""
 
@@ -107,6 +166,7 @@ class Recipe(_Section):
     )
     tokenizer: str | None = Field(None, description="a donor; default: that of the embeddings")
     bridges: BridgesSpec = BridgesSpec()
+    calibration: CalibrationSpec | None = None
     target: Literal["auto", "native", "hybrid"] = "auto"
     dtype: Literal["keep", "bfloat16", "float16", "float32"] = "keep"
     shard_size: Bytes = 5 * 10**9
@@ -147,6 +207,7 @@ def load_recipe(path: Path) -> RecipeFile:
     mistakes += list(_unknown_names(document.data))
     mistakes += list(_slot_mistakes(document.data))
     mistakes += list(_donor_mistakes(document.data))
+    mistakes += list(_text_mistakes(document, ("calibration", "data")))
     if mistakes or recipe is None:
         # One finding a place: the branches of a union all complain about the same value.
         first = {where: (where, found, fix) for where, found, fix in reversed(mistakes)}
@@ -196,6 +257,15 @@ def _translate(detail: ErrorDetails) -> Mistake:
         return where, f"{detail['input']!r:.60} is no whole number", None
     if kind == "too_short":
         return where, f"'{last}' is empty", "write at least one entry"
+    if kind == "model_type":
+        return (
+            where,
+            f"{detail['input']!r:.60} is no mapping",
+            f"known: {', '.join(_known_keys((*where, '')))}",
+        )
+    if kind in ("greater_than", "greater_than_equal"):
+        enough = f"more than {context['gt']:g}" if "gt" in context else f"{context['ge']} or more"
+        return where, f"{last} {detail['input']} is too small", f"write {enough}"
     return where, f"{detail['msg'].lower()}, got {detail['input']!r:.60}", None
 
 
@@ -206,6 +276,8 @@ _SECTIONS: dict[str, type[_Section]] = {
     "bridge": BridgeSpec,
     "mixer": ModuleSpec,
     "mlp": ModuleSpec,
+    "calibration": CalibrationSpec,
+    "data": TextSpec,
 }
 
 
@@ -270,6 +342,33 @@ def _donor_mistakes(data: dict[str, Any]) -> Iterator[Mistake]:
                 found,
                 "write model: FOLDER-OR-HUB-ID, or merge: MERGEKIT-CONFIG",
             )
+
+
+def _text_mistakes(document: Document, where: Place) -> Iterator[Mistake]:
+    """What is wrong in the list of texts at `where`, one entry compared with another, too."""
+    entries: Any = document.data
+    for step in where:
+        entries = as_dict(entries).get(str(step))
+    first: dict[str, Place] = {}
+    for i, written in enumerate(as_list(entries)):
+        entry, at = as_dict(text_entry(written)), (*where, i)
+        keys = {key for key, value in entry.items() if value is not None}
+        if entry and len(keys & {"files", "dataset"}) != 1:
+            both = "files" in keys
+            found = "both 'files' and 'dataset'" if both else "neither 'files' nor 'dataset'"
+            yield at, found, "write files: FILE-OR-PATTERN, or dataset: HUB-ID"
+        elif "files" in keys:
+            for key in ("subset", "split", "revision"):
+                if key in keys:
+                    found = f"files have no {key}"
+                    yield (*at, key), found, f"remove the key {key}, or write dataset: HUB-ID"
+        name = entry.get("name")
+        if isinstance(name, str) and name in first:
+            line, _ = document.position(first[name])
+            found = f"a second domain is called '{name}' (first in line {line})"
+            yield (*at, "name"), found, "write another name: {name: NAME, files: ...}"
+        elif isinstance(name, str):
+            first[name] = at
 
 
 def recipe_schema() -> dict[str, Any]:

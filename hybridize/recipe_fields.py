@@ -1,8 +1,9 @@
-"""Fields of a recipe that have a syntax of their own: ranges of layers, sizes, places."""
+"""Fields of a recipe that have a syntax of their own: ranges of layers, sizes, places, files."""
 
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
@@ -118,3 +119,49 @@ Where = Annotated[
         }
     ),
 ]
+
+
+GLOB = re.compile(r"[*?\[]")
+
+
+def _parse_files(value: Any) -> list[str]:
+    """One file or several, each of which may be a pattern."""
+    files = value if isinstance(value, list) else [value]
+    wrong = [file for file in files if not isinstance(file, str) or not file.strip()]
+    if wrong or not files:
+        found = f"{wrong[0]!r:.60} is no file" if wrong else "no files"
+        raise _mistake(found, "write texts/a.txt, a pattern such as src/**/*.py, or a list of both")
+    return files
+
+
+Files = Annotated[
+    list[str],
+    BeforeValidator(_parse_files),
+    WithJsonSchema(
+        {
+            "description": "relative to this file; * ? [] ** stand for parts of names",
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "minItems": 1, "items": {"type": "string"}},
+            ],
+        }
+    ),
+]
+
+
+def text_entry(value: Any) -> Any:
+    """An entry of text as a mapping with a name, where it can be read as one.
+
+    A string is short for files. A text without a name is called after what it is read from: the
+    first file's stem, the folder of a pattern, the last part of a data set's id.
+    """
+    entry = {"files": value} if isinstance(value, str) else value
+    if not isinstance(entry, dict) or entry.get("name") not in (None, ""):
+        return entry
+    files = entry.get("files")
+    source = files[0] if isinstance(files, list) and files else files or entry.get("dataset")
+    parts = PurePosixPath(str(source)).parts
+    plain = [part for part in parts if not GLOB.search(part) and part not in ("/", ".", "..")]
+    name = plain[-1] if plain else "text"
+    is_file = entry.get("files") and plain and name == parts[-1]
+    return {**entry, "name": (name.split(".")[0] or name) if is_file else name}

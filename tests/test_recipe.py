@@ -53,7 +53,7 @@ shard_size: 5
         == """\
 x.yaml:2:1: dtyp: unknown key 'dtyp'
   fix: did you mean 'dtype'? (known: version, name, donors, slots, embeddings, head, tokenizer, \
-bridges, target, dtype, shard_size)
+bridges, calibration, target, dtype, shard_size)
 x.yaml:5:6: donors.b: neither 'model' nor 'merge'
   fix: write model: FOLDER-OR-HUB-ID, or merge: MERGEKIT-CONFIG
 x.yaml:5:7: donors.b.modle: unknown key 'modle'
@@ -65,7 +65,7 @@ x.yaml:8:23: slots[0].layers: the range 7-0 is reversed
 x.yaml:9:12: slots[1].from: no donor is called 'q'
   fix: known: a, b
 x.yaml:9:36: slots[1].bridge: unknown bridge kind 'liner'
-  fix: did you mean 'linear'? (known: identity, linear)
+  fix: did you mean 'linear'? (known: block, identity, linear, lowrank)
 x.yaml:10:39: slots[2].mixer.from: no donor is called 'z'
   fix: known: a, b
 x.yaml:10:49: slots[2].mixer.layer: 'x' is no whole number
@@ -74,7 +74,7 @@ x.yaml:11:5: slots[3]: no layers
 x.yaml:12:5: slots[4]: both 'layer' and 'layers'
   fix: write layers: 0-7, or layer: 3 for a single one
 x.yaml:13:17: bridges.kind: unknown bridge kind 'lin'
-  fix: did you mean 'linear'? (known: identity, linear)
+  fix: did you mean 'linear'? (known: block, identity, linear, lowrank)
 x.yaml:13:29: bridges.where: unknown where 'all'
   fix: known: auto, changes, width-changes, none, or a list of slots
 x.yaml:14:9: target: unknown target 'natve'
@@ -82,6 +82,92 @@ x.yaml:14:9: target: unknown target 'natve'
 x.yaml:15:13: shard_size: '5' is no size
   fix: write 5GB, say; units: KB, MB, GB, KiB, MiB, GiB"""
     )
+
+
+def test_mistakes_in_calibration_have_their_places(tmp_path: Path) -> None:
+    text = """\
+donors: {a: {model: x}}
+slots: [{from: a, layer: 1}]
+calibration:
+  lenght: 512
+  tokens: 0
+  length: 4
+  data:
+    - texts/code.txt
+    - {name: code, files: [src/*.py, more/*.txt], weight: 0}
+    - {name: chat, file: x}
+    - {files: a.txt, dataset: org/b, weight: x}
+    - {files: other/code.txt, split: test}
+    - {files: [], subset: en, revision: abc}
+    - {dataset: org/name, files: [3]}
+    - {dataset: org/web, feild: x}
+    - 3
+  stream: donors
+"""
+    known = "(known: name, files, dataset, subset, revision, split, field, weight)"
+    assert (
+        complaints(tmp_path, text)
+        == f"""\
+x.yaml:4:3: calibration.lenght: unknown key 'lenght'
+  fix: did you mean 'length'? (known: data, tokens, length, seed, stream)
+x.yaml:5:11: calibration.tokens: tokens 0 is too small
+  fix: write 1 or more
+x.yaml:6:11: calibration.length: length 4 is too small
+  fix: write 8 or more
+x.yaml:9:14: calibration.data[1].name: a second domain is called 'code' (first in line 8)
+  fix: write another name: {{name: NAME, files: ...}}
+x.yaml:9:59: calibration.data[1].weight: weight 0 is too small
+  fix: write more than 0
+x.yaml:10:7: calibration.data[2]: neither 'files' nor 'dataset'
+  fix: write files: FILE-OR-PATTERN, or dataset: HUB-ID
+x.yaml:10:20: calibration.data[2].file: unknown key 'file'
+  fix: did you mean 'files'? {known}
+x.yaml:11:7: calibration.data[3]: both 'files' and 'dataset'
+  fix: write files: FILE-OR-PATTERN, or dataset: HUB-ID
+x.yaml:11:46: calibration.data[3].weight: input should be a valid number, unable to parse string \
+as a number, got 'x'
+x.yaml:12:7: calibration.data[4].name: a second domain is called 'code' (first in line 8)
+  fix: write another name: {{name: NAME, files: ...}}
+x.yaml:12:38: calibration.data[4].split: files have no split
+  fix: remove the key split, or write dataset: HUB-ID
+x.yaml:13:15: calibration.data[5].files: no files
+  fix: write texts/a.txt, a pattern such as src/**/*.py, or a list of both
+x.yaml:13:27: calibration.data[5].subset: files have no subset
+  fix: remove the key subset, or write dataset: HUB-ID
+x.yaml:13:41: calibration.data[5].revision: files have no revision
+  fix: remove the key revision, or write dataset: HUB-ID
+x.yaml:14:7: calibration.data[6]: both 'files' and 'dataset'
+  fix: write files: FILE-OR-PATTERN, or dataset: HUB-ID
+x.yaml:14:34: calibration.data[6].files: 3 is no file
+  fix: write texts/a.txt, a pattern such as src/**/*.py, or a list of both
+x.yaml:15:26: calibration.data[7].feild: unknown key 'feild'
+  fix: did you mean 'field'? {known}
+x.yaml:16:7: calibration.data[8]: 3 is no mapping
+  fix: known: name, files, dataset, subset, revision, split, field, weight
+x.yaml:17:11: calibration.stream: unknown stream 'donors'
+  fix: did you mean 'donor'? (known: hybrid, donor)"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry", "name"),
+    [
+        ("texts/prose.txt", "prose"),
+        ("{files: chats.jsonl.gz}", "chats"),
+        ("{files: [b.txt, a.txt]}", "b"),
+        ("'src/**/*.py'", "src"),
+        ("'*.txt'", "text"),
+        ("../.hidden", ".hidden"),
+        ("{dataset: org/web.v2}", "web.v2"),
+        ("{files: a.txt, name: 语料}", "语料"),
+        ("{files: a.txt, name: ''}", "a"),
+    ],
+)
+def test_a_domain_is_named_after_its_source(tmp_path: Path, entry: str, name: str) -> None:
+    text = f"{DONORS}slots: [{{from: a, layer: 1}}]\ncalibration: {{data: [{entry}]}}"
+    calibration = read(tmp_path, text).recipe.calibration
+    assert calibration is not None
+    assert [domain.name for domain in calibration.data] == [name]
 
 
 DONORS = "donors: {a: {model: x}, b: {model: y}}\n"
@@ -134,6 +220,10 @@ def test_what_is_no_range_is_refused_in_place(tmp_path: Path, layers: str) -> No
         ),
         ("donors: {a b: {model: x}}\nslots: [{from: a b, layer: 1}]", "'a b' is no name"),
         ("donors: {a: {model: x, merge: y}}\nslots: [{from: a, layer: 1}]", "both 'model' and"),
+        (
+            f"{DONORS}slots: [{{from: a, layer: 1}}]\ncalibration: {{data: []}}",
+            "calibration.data: 'data' is empty",
+        ),
     ],
 )
 def test_single_mistakes(tmp_path: Path, text: str, found: str) -> None:
@@ -160,7 +250,7 @@ def test_the_schema_knows_every_key() -> None:
     text = json.dumps(recipe_schema())
     for name, field in Recipe.model_fields.items():
         assert f'"{field.alias or name}"' in text
-    assert re.search(r'"enum": \["identity", "linear"\]', text)
+    assert re.search(r'"enum": \["block", "identity", "linear", "lowrank"\]', text)
 
 
 yaml_values = st.recursive(

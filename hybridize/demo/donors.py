@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -24,10 +24,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from hybridize import corpus as corpus_module
 from hybridize.assembler.lifeline import end_with_parent
-from hybridize.demo import corpus as corpus_module
+from hybridize.corpus import DOMAINS, Corpus
 from hybridize.demo import training
-from hybridize.demo.corpus import DOMAINS, Corpus
 from hybridize.demo.training import VOCABULARY, Say, Schedule
 from hybridize.errors import HybridizeError
 
@@ -40,7 +40,8 @@ class DonorRecipe:
     """A donor of the demo.
 
     Attributes:
-        config: arguments of its transformers config; empty for a fine-tune.
+        config: arguments of its transformers config, beside those that all donors share unless
+            they stand here; empty for a fine-tune.
         base: donor that a fine-tune starts from.
     """
 
@@ -101,48 +102,66 @@ DONORS = {
 }
 
 
-def train_donors(folder: Path, corpus: Corpus, *, say: Say, processes: int = 2) -> dict[str, Path]:
+def train_donors(
+    folder: Path,
+    corpus: Corpus,
+    *,
+    say: Say,
+    processes: int = 2,
+    donors: Mapping[str, DonorRecipe] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> dict[str, Path]:
     """Train every donor that is not yet in `folder` as this code would train it.
 
     Args:
         say: tells of progress; with several processes, a function that can be pickled.
         processes: that train side by side, each on one thread; 1 trains in this process.
+        donors: by name, a fine-tune after its base; default: the demo's.
+        tokenizer: of all of them; default: one trained on the whole corpus.
 
     Returns:
         Folder of each donor, by name.
     """
-    keys = donor_keys(corpus)
-    missing = [name for name in DONORS if not is_cached(folder / name, keys[name])]
+    donors = DONORS if donors is None else donors
+    keys = donor_keys(corpus, donors=donors, tokenizer=tokenizer)
+    missing = [name for name in donors if not is_cached(folder / name, keys[name])]
     for name in missing:
         if (folder / name).exists() and not (folder / name / RECORD).exists():
             raise HybridizeError(
                 f"{folder / name} is in the way, and is no donor of the demo",
                 fix="move it elsewhere",
             )
-    for name in DONORS:
+    for name in donors:
         if name not in missing:
             say(f"  {name}: trained before, {folder / name}")
     if missing:
-        say("  tokenizer: training, then encoding the text")
-        tokenizer = training.train_tokenizer(corpus)
+        if tokenizer is None:
+            say("  tokenizer: training, then encoding the text")
+            tokenizer = training.train_tokenizer(corpus)
         tokens = {d: training.encode(tokenizer, corpus.train[d]).numpy() for d in DOMAINS}
         families = [
-            _Family(folder, {name: (DONORS[name], keys[name]) for name in names}, tokenizer, tokens)
-            for names in _families(missing)
+            _Family(folder, {name: (donors[name], keys[name]) for name in names}, tokenizer, tokens)
+            for names in _families(missing, donors)
         ]
         _train_families(families, say=say, processes=processes)
-    return {name: folder / name for name in DONORS}
+    return {name: folder / name for name in donors}
 
 
-def donor_keys(corpus: Corpus) -> dict[str, str]:
-    """Hash of all that decides what each donor becomes, by name."""
+def donor_keys(
+    corpus: Corpus,
+    *,
+    donors: Mapping[str, DonorRecipe] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> dict[str, str]:
+    """Hash of all that decides what each donor becomes, by name; see `train_donors`."""
     common = _hash(
         corpus.sha256(),
+        *([json.dumps(tokenizer.get_vocab(), sort_keys=True)] if tokenizer else []),
         *(Path(file).read_text() for file in (corpus_module.__file__, training.__file__, __file__)),
         *(importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")),
     )
     keys: dict[str, str] = {}
-    for name, recipe in DONORS.items():
+    for name, recipe in (DONORS if donors is None else donors).items():
         base = keys[recipe.base] if recipe.base else ""
         keys[name] = _hash(common, base, json.dumps(asdict(recipe), sort_keys=True))
     return keys
@@ -175,15 +194,15 @@ def quiet() -> None:
 
 def make_model(recipe: DonorRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A donor before its training, with random weights."""
-    config = AutoConfig.for_model(
-        **recipe.config,
-        vocab_size=VOCABULARY,
-        initializer_range=0.06,  # the usual 0.02 is made for wider models, and learns slowly here
-        max_position_embeddings=1024,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    shared = {
+        "vocab_size": VOCABULARY,
+        "initializer_range": 0.06,  # the usual 0.02 is made for wider models, and learns slowly
+        "max_position_embeddings": 1024,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = AutoConfig.for_model(**{**shared, **recipe.config})
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return model
 
@@ -198,10 +217,10 @@ class _Family:
     tokens: dict[str, np.ndarray]  # of each domain, one row
 
 
-def _families(names: Iterable[str]) -> list[list[str]]:
+def _families(names: Iterable[str], donors: Mapping[str, DonorRecipe]) -> list[list[str]]:
     families: dict[str, list[str]] = {}
     for name in names:
-        families.setdefault(DONORS[name].base or name, []).append(name)
+        families.setdefault(donors[name].base or name, []).append(name)
     return list(families.values())
 
 

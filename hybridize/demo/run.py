@@ -15,11 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hybridize import console
 from hybridize.assembler.assemble import build
+from hybridize.assembler.fit_report import fit_table
 from hybridize.assembler.plan import make_plan
 from hybridize.assembler.plan_report import plan_table
 from hybridize.assembler.verify import verify
 from hybridize.console import say
-from hybridize.demo.corpus import DOMAINS, Corpus, read_corpus
+from hybridize.corpus import DOMAINS, Corpus, read_corpus
 from hybridize.demo.donors import load_model, load_tokenizer, quiet, train_donors
 from hybridize.demo.training import Loss, encode, measure, measure_unigram
 from hybridize.errors import CheckFailed
@@ -30,9 +31,9 @@ SAMPLE = 40  # tokens
 THREADS = 1  # more would wait for each other: the matrices are tiny
 UNIGRAM = "unigram model"
 WHY = (
-    "A hybrid is not trained after its assembly: its layers stand behind new neighbours, and its "
-    "bridges are\nrandom maps. Layers of one model and its fine-tunes still understand each other; "
-    "layers of strangers do not."
+    "A hybrid is not trained after its assembly. Layers of one model and its fine-tunes understand "
+    "each other\nas they are; between strangers stand maps that were fitted on text, and lose some "
+    "of what the donors knew."
 )
 
 Show = Callable[[RenderableType], None]
@@ -108,6 +109,8 @@ def _build(recipe: Path, out: Path, show: Show) -> Path:
     show(plan_table(plan))
     built = build(plan, out, force=True)
     show(built.summary())
+    if built.fit:
+        show(fit_table(built.fit))
     verified = verify(out)
     show(verified.table())
     if not verified.ok:

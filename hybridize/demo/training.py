@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hybridize.demo.corpus import DOMAINS, Corpus
+from hybridize.corpus import DOMAINS, Corpus
 
 VOCABULARY = 1024
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"
@@ -46,18 +46,20 @@ class Loss:
     per_byte: float
 
 
-def train_tokenizer(corpus: Corpus) -> PreTrainedTokenizerBase:
-    """Byte-level BPE with VOCABULARY entries; every text can be encoded."""
+def train_tokenizer(
+    corpus: Corpus, *, vocabulary: int = VOCABULARY, domains: Sequence[str] = DOMAINS
+) -> PreTrainedTokenizerBase:
+    """Byte-level BPE with `vocabulary` entries, of some domains; every text can be encoded."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=[END_OF_TEXT, PADDING],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((t for d in DOMAINS for t in corpus.train[d]), trainer)
+    tokenizer.train_from_iterator((t for d in domains for t in corpus.train[d]), trainer)
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=PADDING
     )

@@ -75,7 +75,7 @@ def read_corpus(root: Path | None = None) -> Corpus:
     if not all(part[domain] for part in (corpus.train, corpus.held_out) for domain in DOMAINS):
         raise HybridizeError(
             f"no source of the standard library under {root}",
-            fix="run the demo with a Python that has its library as .py files",
+            fix="use a Python that has its library as .py files",
         )
     return corpus
 
