@@ -19,6 +19,7 @@ TOKENIZER_FILES = (
     "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
     "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -49,6 +50,12 @@ class Donor:
     @property
     def depth(self) -> int:
         return len(self.anatomy.layers)
+
+    @property
+    def positions(self) -> int | None:
+        """Tokens that the model was made to read at a time; None if its config does not say."""
+        found = (self.config.get(key) for key in POSITION_KEYS)
+        return next((n for n in found if isinstance(n, int) and n > 0), None)
 
     @property
     def tokenizer_files(self) -> list[Path]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from hybridize.assembler.bridges.block import is_output
 from hybridize.assembler.conversion import (
     DiskTensors,
     convert_names,
@@ -43,9 +44,10 @@ class OutTensor:
             embedding donor is kept.
         shape: row-major.
         pieces: their bytes, one after the other, are the tensor's; empty if it is computed while
-            building (bridges and adapters).
+            building.
         keep_fp32: transformers loads it in fp32 even when the model is loaded in 16 bits: a cast
             to 16 bits must leave it alone.
+        zero: an output projection of a bridging layer; any other without pieces is a bridge's own.
     """
 
     name: str
@@ -53,6 +55,7 @@ class OutTensor:
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
     keep_fp32: bool
+    zero: bool = False
 
 
 def hybrid_layout(config: dict[str, Any], donors: Mapping[str, DiskTensors]) -> list[OutTensor]:
@@ -80,11 +83,14 @@ def hybrid_layout(config: dict[str, Any], donors: Mapping[str, DiskTensors]) -> 
         if name in tied:
             continue
         shape, keep = tuple(tensor.shape), keeps_fp32(name, tensor)
-        if name not in origins:  # of a bridge or an adapter
+        if name not in origins:  # of a bridge
             layout.append(OutTensor(name, computed_dtype, shape, (), keep))
             continue
         donor, inner = origins[name]
         source = sources[donor].tensor(inner)
+        if _starts_at_zero(hybrid_config, name):
+            layout.append(OutTensor(name, source.dtype, shape, (), keep, zero=True))
+            continue
         if source.shape != shape:
             found, wanted = list(source.shape), list(shape)
             raise HybridizeError(
@@ -93,6 +99,12 @@ def hybrid_layout(config: dict[str, Any], donors: Mapping[str, DiskTensors]) -> 
             )
         layout.append(OutTensor(name, source.dtype, shape, source.pieces, keep))
     return layout
+
+
+def _starts_at_zero(config: HybridConfig, name: str) -> bool:
+    """An output projection of a bridging layer."""
+    match = re.match(r"model\.layers\.(\d+)\.(.+)", name)
+    return bool(match and config.slots[int(match[1])].get("made") and is_output(match[2]))
 
 
 Names = list[str]

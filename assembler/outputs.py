@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hybridize.assembler.donors import Donor
 from hybridize.assembler.plan import Plan
-from hybridize.assembler.shards import Output, Range
+from hybridize.assembler.shards import ZEROS, Output, Range
+from hybridize.assembler.stack import ENTER, LEAVE, Bridge, Swap
 from hybridize.checkpoint import BITS, TensorHeader
 
 AUTO_MAP = {
@@ -62,20 +64,15 @@ def _native_names(plan: Plan) -> Iterator[tuple[str, str, TensorHeader]]:
 def hybrid_config(plan: Plan) -> dict[str, Any]:
     """config.json of a hybrid, without what the runtime derives from it."""
     slots = []
-    for slot in plan.slots:
+    for i, slot in enumerate(plan.slots):
         entry: dict[str, Any] = {"donor": slot.donor, "layer": slot.layer}
+        if slot.made:
+            entry["made"] = True
         if slot.swaps:
-            entry["swap"] = {swap.path: _swap(plan, slot.donor, swap) for swap in slot.swaps}
+            entry["swap"] = {swap.path: _swap(plan, i, swap) for swap in slot.swaps}
         slots.append(entry)
     bridges = {
-        where: {
-            "kind": bridge.kind,
-            "in": bridge.width_in,
-            "out": bridge.width_out,
-            "norm": bridge.norm,
-            "bias": bridge.bias,
-        }
-        for where, bridge in plan.bridges.items()
+        where: _options(bridge) for where, bridge in plan.bridges.items() if "." not in where
     }
     return {
         "model_type": "hybridize",
@@ -94,20 +91,34 @@ def hybrid_config(plan: Plan) -> dict[str, Any]:
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 
-def _swap(plan: Plan, host: str, swap: Any) -> dict[str, Any]:
-    entry = {"donor": swap.donor, "layer": swap.layer, "module": swap.module}
-    outer, inner = plan.donors[host].anatomy.width, plan.donors[swap.donor].anatomy.width
-    if outer != inner:
-        entry["adapters"] = {"in": [outer, inner], "out": [inner, outer]}
+def _swap(plan: Plan, index: int, swap: Swap) -> dict[str, Any]:
+    entry: dict[str, Any] = {"donor": swap.donor, "layer": swap.layer, "module": swap.module}
+    sides = {side: plan.bridges.get(f"{index}.{swap.path}.{side}") for side in (ENTER, LEAVE)}
+    if bridges := {side: _options(bridge) for side, bridge in sides.items() if bridge}:
+        entry["bridges"] = bridges
     return entry
+
+
+def _options(bridge: Bridge) -> dict[str, Any]:
+    """A bridge as the runtime makes it."""
+    options = {
+        "kind": bridge.kind,
+        "in": bridge.width_in,
+        "out": bridge.width_out,
+        "norm": bridge.norm,
+        "bias": bridge.bias,
+    }
+    return options | ({"rank": bridge.rank} if bridge.kind == "lowrank" else {})
 
 
 def donor_shapes(plan: Plan) -> dict[str, dict[str, tuple[str, tuple[int, ...]]]]:
     """Dtype and shape of every tensor of every donor, as the layout of a hybrid wants them."""
-    return {
-        name: {t.name: (t.dtype, t.shape) for t in donor.checkpoint.tensors.values()}
-        for name, donor in plan.donors.items()
-    }
+    return {name: tensors_of(donor) for name, donor in plan.donors.items()}
+
+
+def tensors_of(donor: Donor) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of every tensor of a donor."""
+    return {t.name: (t.dtype, t.shape) for t in donor.checkpoint.tensors.values()}
 
 
 def hybrid_outputs(plan: Plan, layout: Sequence[Mapping[str, Any]]) -> list[Output]:
@@ -115,7 +126,7 @@ def hybrid_outputs(plan: Plan, layout: Sequence[Mapping[str, Any]]) -> list[Outp
 
     Args:
         layout: name, dtype, shape, keep_fp32 and pieces of each tensor; a piece is a stretch of
-            elements of one donor tensor. Without pieces it is a bridge's or an adapter's.
+            elements of one donor tensor. Without pieces it is a bridge's, or zeros.
     """
     return [_hybrid_output(plan, tensor) for tensor in layout]
 
@@ -124,7 +135,8 @@ def _hybrid_output(plan: Plan, tensor: Mapping[str, Any]) -> Output:
     name, shape, keep = tensor["name"], tuple(tensor["shape"]), tensor["keep_fp32"]
     if not tensor["pieces"]:
         dtype = "F32" if keep else plan.main_dtype
-        return Output(name, dtype, shape, donor=None, ranges=(), init=_init(plan, name))
+        init = (ZEROS, name) if tensor["zero"] else _init(plan, name)
+        return Output(name, dtype, shape, donor=None, ranges=(), init=init)
     ranges = tuple(_range(plan, piece) for piece in tensor["pieces"])
     donor = tensor["pieces"][0]["donor"]
     dtype = plan.dtype_of(tensor["dtype"], donor, keep_fp32=keep)
@@ -144,9 +156,12 @@ def _range(plan: Plan, piece: Mapping[str, Any]) -> Range:
 
 
 def _init(plan: Plan, name: str) -> tuple[str, str]:
-    """(bridge, parameter) of `model.bridges.4.proj.weight`; an adapter is its own place."""
-    for where in plan.bridges:
-        prefix = f"model.bridges.{where}."
-        if name.startswith(prefix):
-            return where, name.removeprefix(prefix)
-    return name, "proj.weight"
+    """(bridge, parameter of it)."""
+    prefixes = {where: f"{tensor_prefix(where)}." for where in plan.bridges}
+    where = next(where for where, prefix in prefixes.items() if name.startswith(prefix))
+    return where, name.removeprefix(prefixes[where])
+
+
+def tensor_prefix(where: str) -> str:
+    """Where the parameters of a bridge lie among the hybrid's tensors."""
+    return f"model.layers.{where}" if "." in where else f"model.bridges.{where}"

@@ -5,6 +5,7 @@ Whatever a user can get wrong is found here, before the first weight is read. No
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,16 +13,21 @@ from typing import Any, Literal
 from hybridize.assembler import native
 from hybridize.assembler.anatomy import Layer
 from hybridize.assembler.architectures import needs_own_embedding
+from hybridize.assembler.calibration import Calibration, plan_calibration
 from hybridize.assembler.copying import same_bytes
+from hybridize.assembler.crossings import add_bridges
 from hybridize.assembler.donors import Donor
+from hybridize.assembler.lineage import Lineage, Lineages
 from hybridize.assembler.resolving import resolve_donor
-from hybridize.assembler.stack import Bridge, Slot, make_bridges, make_slots
+from hybridize.assembler.stack import Bridge, Slot, make_slots
+from hybridize.assembler.vocabulary import choose_tokenizer, refuse_other_tokens
 from hybridize.checkpoint import TensorHeader
 from hybridize.errors import Finding, HybridizeError
 from hybridize.recipe import RecipeFile
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # recipe: safetensors
 FLOATS = ("F32", "F16", "BF16")
+TOKENS, HELD_OUT = 65_536, 0.2  # of calibration text, at least; share of it that fits are judged by
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,9 @@ class Plan:
     recipe: RecipeFile
     donors: dict[str, Donor]  # those in use, in the order of the recipe
     slots: tuple[Slot, ...]
-    bridges: dict[str, Bridge]
+    bridges: dict[str, Bridge]  # by their place, from below upwards
+    lineages: tuple[Lineage, ...]  # pairs of donors that were compared
+    calibration: Calibration | None  # None: nothing is fitted, and nothing measured
     embeddings: str
     head: str
     tokenizer: Donor | None  # None: that donor has no tokenizer files
@@ -65,6 +73,36 @@ class Plan:
         """Tensors of the output head; a tied donor's is its embedding."""
         donor = self.donors[self.head]
         return donor.anatomy.head or (donor.anatomy.embedding,)
+
+    @property
+    def fitted(self) -> list[Bridge]:
+        """Bridges whose values come from calibration text, from below upwards."""
+        return [bridge for bridge in self.bridges.values() if bridge.fitted]
+
+    @property
+    def tokens_needed(self) -> int:
+        """Tokens of calibration text, held-out ones included, that the widest fit should have."""
+        most = max((bridge.tokens_needed for bridge in self.fitted), default=0)
+        return math.ceil(most / (1 - HELD_OUT))
+
+    @property
+    def calibration_tokens(self) -> int:
+        """Tokens of calibration text that are read, over all domains."""
+        assert self.calibration is not None
+        return self.calibration.tokens or max(TOKENS, self.tokens_needed)
+
+    @property
+    def tokenizers(self) -> dict[str, Donor | None]:
+        """Whose tokenizer each donor reads text with: its own, or the recipe's for one without."""
+        return {
+            name: donor if donor.tokenizer_files else self._same_rows(donor)
+            for name, donor in self.donors.items()
+        }
+
+    def _same_rows(self, donor: Donor) -> Donor | None:
+        other = self.tokenizer
+        same = other is not None and other.anatomy.vocabulary == donor.anatomy.vocabulary
+        return other if same else None
 
     def layer(self, slot: Slot) -> Layer:
         return self.donors[slot.donor].anatomy.layers[slot.layer]
@@ -119,21 +157,32 @@ def make_plan(recipe: RecipeFile, *, offline: bool = False, weights: bool = True
     slots = make_slots(recipe, donors, findings)
     if findings:  # nothing further can be said about a stack that is not there
         raise HybridizeError.of(findings)
-    bridges = make_bridges(
-        recipe, donors, slots, embeddings=embeddings, head=head, findings=findings
+    lineages = Lineages(donors)
+    slots, bridges = add_bridges(
+        recipe,
+        donors,
+        slots,
+        embeddings=embeddings,
+        head=head,
+        lineage=lineages.related,
+        findings=findings,
     )
     _refuse_guests(recipe, donors, embeddings, findings)
     tied = _tied(recipe, donors[embeddings], donors[head], findings)
-    tokenizer = _tokenizer(recipe, resolved, donors[embeddings], findings)
+    tokenizer = choose_tokenizer(recipe, resolved, donors[embeddings], findings)
     dtype, dtype_reason = _dtype(recipe, donors)
     target, reason = _target(recipe, donors, slots, bridges, findings)
+    needs_text = recipe.recipe.calibration is not None or any(b.fitted for b in bridges.values())
+    calibration = plan_calibration(recipe, findings) if needs_text else None
     if findings:
         raise HybridizeError.of(findings)
-    return Plan(
+    plan = Plan(
         recipe=recipe,
         donors=donors,
         slots=tuple(slots),
         bridges=bridges,
+        lineages=lineages.compared,
+        calibration=calibration,
         embeddings=embeddings,
         head=head,
         tokenizer=tokenizer,
@@ -144,6 +193,11 @@ def make_plan(recipe: RecipeFile, *, offline: bool = False, weights: bool = True
         tied=tied,
         notes=tuple(_notes(recipe, used, embeddings, head, tokenizer)),
     )
+    if calibration is None:
+        return plan
+    _refuse_mute(plan)
+    plan = replace(plan, calibration=_fit_length(plan, calibration))
+    return replace(plan, notes=(*plan.notes, *_calibration_notes(plan)))
 
 
 def _used(recipe: RecipeFile) -> set[str]:
@@ -211,6 +265,7 @@ def _tied(recipe: RecipeFile, embeddings: Donor, head: Donor, findings: list[Fin
             )
         )
     if embeddings.name != head.name:
+        refuse_other_tokens(recipe, embeddings, head, findings)
         return False
     if not has_head:
         return True
@@ -220,31 +275,57 @@ def _tied(recipe: RecipeFile, embeddings: Donor, head: Donor, findings: list[Fin
     return bool(claims and matrix and same_bytes(matrix[0], head.anatomy.embedding))
 
 
-def _tokenizer(
-    recipe: RecipeFile, donors: Mapping[str, Donor], embeddings: Donor, findings: list[Finding]
-) -> Donor | None:
-    asked = recipe.recipe.tokenizer
-    donor = donors[asked] if asked else embeddings
-    if not donor.tokenizer_files:
-        if asked:
-            findings.append(
-                Finding(
-                    f"donor '{asked}' has no tokenizer files",
-                    fix="name a donor that has them, or leave the key out",
-                    place=recipe.place("tokenizer"),
-                )
-            )
-        return None
-    if donor.anatomy.vocabulary > embeddings.anatomy.vocabulary:
-        findings.append(
+def _refuse_mute(plan: Plan) -> None:
+    """Donors that cannot read the calibration text."""
+    mute = [name for name, reader in plan.tokenizers.items() if reader is None]
+    fix = (
+        "put its tokenizer files into its folder, or write init: random under bridges"
+        if plan.recipe.recipe.calibration is None
+        else "put its tokenizer files into its folder"
+    )
+    if mute:
+        raise HybridizeError.of(
             Finding(
-                f"the tokenizer of '{donor.name}' belongs to {donor.anatomy.vocabulary} rows, the "
-                f"embeddings of '{embeddings.name}' have {embeddings.anatomy.vocabulary}",
-                fix=f"write tokenizer: {embeddings.name}",
-                place=recipe.place("tokenizer"),
+                f"donor '{name}' has no tokenizer files, and cannot read the text that bridges are "
+                "fitted on",
+                fix=fix,
+                place=plan.recipe.place("donors", name),
             )
+            for name in mute
         )
-    return donor
+
+
+def _fit_length(plan: Plan, calibration: Calibration) -> Calibration:
+    """Sequences no longer than every donor can read."""
+    limits = {name: donor.positions or calibration.length for name, donor in plan.donors.items()}
+    shortest = min(limits, key=lambda name: limits[name])
+    if calibration.length <= limits[shortest]:
+        return calibration
+    spec = plan.recipe.recipe.calibration
+    if spec is not None and "length" in spec.model_fields_set:
+        raise HybridizeError(
+            f"sequences of {calibration.length} tokens are longer than donor '{shortest}' reads: "
+            f"{limits[shortest]}",
+            fix=f"write length: {limits[shortest]}, or less",
+            place=plan.recipe.place("calibration", "length"),
+        )
+    return replace(calibration, length=limits[shortest])
+
+
+def _calibration_notes(plan: Plan) -> list[str]:
+    assert plan.calibration is not None
+    notes = []
+    if plan.calibration.brought:
+        notes.append(
+            "bridges are fitted on the text of Python's standard library, since the recipe names "
+            "none: name text of what the model is for (calibration: {data: [...]})"
+        )
+    if plan.calibration_tokens < plan.tokens_needed:
+        notes.append(
+            f"{plan.calibration_tokens} tokens of calibration text are few: the widest bridge "
+            f"asks for {plan.tokens_needed}"
+        )
+    return notes
 
 
 def _dtype(recipe: RecipeFile, donors: Mapping[str, Donor]) -> tuple[str | None, str]:
@@ -292,9 +373,9 @@ def _target(
 def _obstacle(
     donors: Mapping[str, Donor], slots: list[Slot], bridges: Mapping[str, Bridge]
 ) -> str | None:
-    for where, bridge in bridges.items():
+    for bridge in bridges.values():
         if bridge.num_parameters:
-            return f"a bridge stands before {'the head' if where == 'head' else f'slot {where}'}"
+            return f"a bridge stands {bridge.in_words()}"
     for i, slot in enumerate(slots):
         if slot.swaps:
             return f"slot {i} has the {slot.swaps[0].path} of another layer"

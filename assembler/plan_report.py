@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -45,6 +46,7 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
                 "slot": i,
                 "donor": slot.donor,
                 "layer": slot.layer,
+                "made": slot.made,
                 "swaps": [vars(swap) for swap in slot.swaps],
                 "width": plan.donors[slot.donor].anatomy.width,
                 "parameters": sum(t.numel for t in plan.slot_tensors(slot)),
@@ -53,9 +55,20 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
             for i, slot in enumerate(plan.slots)
         ],
         "bridges": [
-            {**vars(bridge), "parameters": bridge.num_parameters}
+            {
+                **asdict(bridge),
+                "parameters": bridge.num_parameters,
+                "tokens_needed": bridge.tokens_needed,
+            }
             for bridge in plan.bridges.values()
         ],
+        "lineages": [asdict(lineage) for lineage in plan.lineages],
+        "calibration": plan.calibration
+        and {
+            "tokens": plan.calibration_tokens,
+            "domains": [domain.name for domain in plan.calibration.domains],
+            "brought": plan.calibration.brought,
+        },
         "parameters": num_parameters(plan),
         "bytes": num_bytes(plan),
         "notes": list(plan.notes),
@@ -126,17 +139,17 @@ def _slots(plan: Plan) -> Table:
         size(_bytes(plan, plan.embeddings, [embedding.embedding])),
     )  # fmt: skip
     for i, slot in enumerate(plan.slots):
-        _bridge_row(table, plan, str(i))
+        _bridge_rows(table, plan, str(i))
         layer, tensors = plan.layer(slot), plan.slot_tensors(slot)
         swapped = {swap.path: f"{swap.module} of {swap.donor} {swap.layer}" for swap in slot.swaps}
         table.add_row(
-            str(i), slot.donor, str(slot.layer),
+            str(i), slot.donor + (" (made)" if slot.made else ""), str(slot.layer),
             ", ".join(swapped.get(n, n) for n in layer.mixers) or "-",
             ", ".join(swapped.get(n, n) for n in layer.mlps) or "-",
             str(plan.donors[slot.donor].anatomy.width),
             count(sum(t.numel for t in tensors)), size(_bytes(plan, slot.donor, tensors)),
         )  # fmt: skip
-    _bridge_row(table, plan, "head")
+    _bridge_rows(table, plan, "head")
     head = plan.head_tensors
     table.add_row(
         "", plan.head, "", "head" + (" (tied)" if plan.tied else ""), "",
@@ -146,12 +159,14 @@ def _slots(plan: Plan) -> Table:
     return table
 
 
-def _bridge_row(table: Table, plan: Plan, where: str) -> None:
-    bridge = plan.bridges.get(where)
-    if bridge is not None:
-        n = bridge.num_parameters
+def _bridge_rows(table: Table, plan: Plan, slot: str) -> None:
+    """The bridge before a slot or the head, and those around its swapped modules."""
+    for where, bridge in plan.bridges.items():
+        if where.partition(".")[0] != slot:
+            continue
+        n, module = bridge.num_parameters, where.partition(".")[2]
         table.add_row(
-            "", f"bridge: {bridge.kind}", "", f"init {bridge.init}", "",
+            "", f"bridge: {bridge.kind}", "", f"init {bridge.init}", module,
             f"{bridge.width_in}→{bridge.width_out}", count(n), size(n * BITS[plan.main_dtype] // 8),
             style="cyan",
         )  # fmt: skip
@@ -166,7 +181,18 @@ def _summary(plan: Plan) -> Text:
         f"dtype      {plan.dtype_reason}",
         f"tokenizer  {plan.tokenizer.name if plan.tokenizer else 'none'}",
         f"needs      {size(total)} of disk, as much memory to load and run it once, "
-        f"and about {max(1, round(total / SPEED)) + CHECKING} s",
+        f"and about {max(1, round(total / SPEED)) + CHECKING} s"
+        + (", beside the fitting" if plan.calibration else ""),
+        *(f"lineage    {lineage}" for lineage in plan.lineages),
+        *([f"text       {_text(plan)}"] if plan.calibration else []),
         *(f"note       {note}" for note in plan.notes),
     ]
     return Text("\n".join(lines))
+
+
+def _text(plan: Plan) -> str:
+    """What the bridges are fitted on, and how much of it they ask for."""
+    assert plan.calibration is not None
+    domains = ", ".join(domain.name for domain in plan.calibration.domains)
+    asked = f"; the widest bridge asks for {plan.tokens_needed:,}" if plan.fitted else ""
+    return f"{plan.calibration_tokens:,} tokens of {domains}{asked}"

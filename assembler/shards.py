@@ -11,6 +11,8 @@ from typing import Any
 
 from hybridize.checkpoint import BITS, SINGLE, TensorHeader, write_header
 
+ZEROS = "zeros"
+
 
 @dataclass(frozen=True)
 class Range:
@@ -34,9 +36,9 @@ class Output:
     name: str
     dtype: str  # as safetensors writes it
     shape: tuple[int, ...]
-    donor: str | None  # whose it is; None: a bridge's or an adapter's
+    donor: str | None  # whose it is; None: a bridge's
     ranges: tuple[Range, ...]  # in this order; empty: made by `init`
-    init: tuple[str, str] | None = None  # (bridge or adapter, parameter of it)
+    init: tuple[str, str] | None = None  # (bridge, parameter of it), or (ZEROS, its own name)
 
     @property
     def nbytes(self) -> int:

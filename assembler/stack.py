@@ -5,20 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from hybridize.assembler.donors import Donor
 from hybridize.errors import Finding
 from hybridize.plugins import load_plugin
-from hybridize.recipe import BridgeSpec, ModuleSpec, RecipeFile, SlotSpec
+from hybridize.recipe import ModuleSpec, RecipeFile, SlotSpec
 
 HEAD = "head"
+ENTER, LEAVE = "enter", "leave"  # of a swapped module
+FITTED = ("auto", "ridge", "procrustes")
+TOKENS_PER_INPUT = 20  # fewer, and a ridge map learns the noise of its text
+
+
+@dataclass(frozen=True)
+class State:
+    """A place in a model's stream: what arrives at a slot, or at a module within it, or leaves it.
+
+    `slot` is a layer where the model is a donor alone; that after the last one is the final norm.
+    """
+
+    slot: int
+    module: str | None = None  # a child of the layer: self_attn
+    side: Literal["in", "out"] = "in"
 
 
 @dataclass(frozen=True)
 class Bridge:
-    """A map between two slots, or before the final norm and the head."""
+    """A map from one donor's states to another's: between two slots, before the final norm and the
+    head, or before and behind a module that was swapped in.
+    """
 
-    where: str  # number of the slot that it stands before, or "head"
+    where: str  # number of the slot that it stands before, "head", or "4.self_attn.enter"
     kind: str
     init: str
     width_in: int
@@ -26,6 +44,15 @@ class Bridge:
     norm: bool
     bias: bool
     seed: int
+    rank: int | None
+    reads: tuple[str, State]  # a donor, and the state of it that comes closest to what arrives
+    writes: tuple[str, State]  # a donor, and the state of it that what follows was trained on
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Bridge:
+        """From what `asdict` gives, after a way through JSON."""
+        ends = {key: (fields[key][0], State(**fields[key][1])) for key in ("reads", "writes")}
+        return cls(**{**fields, **ends})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Parameters by name."""
@@ -35,6 +62,37 @@ class Bridge:
     @property
     def num_parameters(self) -> int:
         return sum(math.prod(shape) for shape in self.shapes().values())
+
+    @property
+    def fitted(self) -> bool:
+        """Whether its values come from calibration text."""
+        return bool(self.shapes()) and self.init in FITTED
+
+    @property
+    def tokens_needed(self) -> int:
+        """Tokens of calibration text that a fit should see."""
+        return TOKENS_PER_INPUT * self.width_in if self.fitted else 0
+
+    def in_words(self) -> str:
+        """Where it stands: before slot 4, before the head, behind slot 4's self_attn."""
+        if self.where == HEAD:
+            return "before the head"
+        slot, _, module = self.where.partition(".")
+        if not module:
+            return f"before slot {slot}"
+        path, _, side = module.rpartition(".")
+        return f"{'before' if side == ENTER else 'behind'} slot {slot}'s {path}"
+
+    @property
+    def at(self) -> State | None:
+        """The state of the hybrid that it maps; None: before the final norm."""
+        if self.where == HEAD:
+            return None
+        slot, _, module = self.where.partition(".")
+        path, _, side = module.rpartition(".")
+        if side == LEAVE:  # what the module itself gives, without this bridge
+            return State(int(slot), f"{path}.module", "out")
+        return State(int(slot), path or None)
 
 
 @dataclass(frozen=True)
@@ -54,6 +112,7 @@ class Slot:
     donor: str
     layer: int
     swaps: tuple[Swap, ...] = ()
+    made: bool = False  # a bridging layer: a copy whose output projections start at zero
 
     @property
     def donors(self) -> set[str]:
@@ -119,98 +178,3 @@ def _child(donor: Donor, layer: int, part: str, place: str, findings: list[Findi
         )
     )
     return None
-
-
-def make_bridges(
-    recipe: RecipeFile,
-    donors: Mapping[str, Donor],
-    slots: list[Slot],
-    *,
-    embeddings: str,
-    head: str,
-    findings: list[Finding],
-) -> dict[str, Bridge]:
-    """The bridges, keyed by the slot they stand before (or "head")."""
-    bridges: dict[str, Bridge] = {}
-    spec, explicit = recipe.recipe.bridges, _explicit(recipe)
-    listed = [str(w) for w in spec.where] if isinstance(spec.where, list) else None
-    for name in listed or ():
-        if name != HEAD and int(name) >= len(slots):
-            findings.append(
-                Finding(
-                    f"there is no slot {name}: the stack has {len(slots)}",
-                    fix=f"slots are 0-{len(slots) - 1}, or 'head'",
-                    place=recipe.place("bridges", "where"),
-                )
-            )
-    before = embeddings
-    for where, donor in [*((str(i), s.donor) for i, s in enumerate(slots)), (HEAD, head)]:
-        own, place = explicit.get(where, (None, _place(recipe, where)))
-        width_in, width_out = donors[before].anatomy.width, donors[donor].anatomy.width
-        change = width_in != width_out
-        if (
-            own is not None
-            or (listed is not None and where in listed)
-            or (spec.where in ("auto", "width-changes") and change)
-            or (spec.where == "changes" and donor != before)
-        ):
-            bridge = _bridge(own or spec, where, width_in, width_out)
-            bridges[where] = bridge
-            if change and load_plugin("bridges", bridge.kind).NEEDS_EQUAL_WIDTHS:
-                findings.append(
-                    Finding(
-                        f"a bridge of kind '{bridge.kind}' cannot lead from width {width_in} "
-                        f"('{before}') to {width_out} ('{donor}')",
-                        fix="use kind: linear",
-                        place=place,
-                    )
-                )
-        elif change:
-            findings.append(
-                Finding(
-                    f"the width changes from {width_in} ('{before}') to {width_out} ('{donor}') "
-                    f"before {'the head' if where == HEAD else f'slot {where}'}, without a bridge",
-                    fix=f"add {where} to bridges.where, or write where: auto",
-                    place=place,
-                )
-            )
-        before = donor
-    return bridges
-
-
-def _bridge(spec: BridgeSpec, where: str, width_in: int, width_out: int) -> Bridge:
-    init = spec.init
-    if init == "auto":
-        init = "identity" if width_in == width_out else "random"
-    return Bridge(
-        where=where,
-        kind=spec.kind,
-        init=init,
-        width_in=width_in,
-        width_out=width_out,
-        norm=spec.norm,
-        bias=spec.bias,
-        seed=spec.seed,
-    )
-
-
-def _explicit(recipe: RecipeFile) -> dict[str, tuple[BridgeSpec, str]]:
-    """Bridges that an entry of the slots asks for, by the slot they stand before."""
-    found, at = {}, 0
-    for i, spec in enumerate(recipe.recipe.slots):
-        if spec.bridge is not None:
-            found[str(at)] = (spec.bridge, recipe.place("slots", i, "bridge"))
-        at += len(spec.picks)
-    return found
-
-
-def _place(recipe: RecipeFile, where: str) -> str:
-    """Where a slot stands in the recipe."""
-    if where == HEAD:
-        return recipe.place("head" if recipe.recipe.head else "slots")
-    at = 0
-    for i, spec in enumerate(recipe.recipe.slots):
-        at += len(spec.picks)
-        if int(where) < at:
-            return recipe.place("slots", i)
-    return recipe.place("slots")

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hybridize.assembler.regression import Affine
     from hybridize.assembler.stack import Bridge
 
 NEEDS_EQUAL_WIDTHS = True
+LAYER = False
 
 
 def shapes(bridge: Bridge) -> dict[str, tuple[int, ...]]:
@@ -19,4 +21,17 @@ def shapes(bridge: Bridge) -> dict[str, tuple[int, ...]]:
 
 def initial(bridge: Bridge) -> dict[str, Tensor]:
     """Initial parameters: none."""
+    return {}
+
+
+def closest(bridge: Bridge, affine: Affine, moment: Tensor) -> Affine:
+    """The map of this kind that is closest to an affine one: there is only the identity."""
+    import torch
+
+    weight = torch.eye(bridge.width_in).to(affine.weight)
+    return type(affine)(weight, torch.zeros_like(affine.bias))
+
+
+def parameters(bridge: Bridge, affine: Affine) -> dict[str, Tensor]:
+    """Parameters that make the bridge compute an affine map: none."""
     return {}

@@ -1,4 +1,4 @@
-"""Bridge `linear`: a map from one width to another, after an RMS norm if wanted."""
+"""Bridge `linear`: an affine map from one width to another, after an RMS norm if wanted."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hybridize.assembler.regression import Affine
     from hybridize.assembler.stack import Bridge
 
 NEEDS_EQUAL_WIDTHS = False
+LAYER = False
 
 
 def shapes(bridge: Bridge) -> dict[str, tuple[int, ...]]:
@@ -25,24 +27,40 @@ def shapes(bridge: Bridge) -> dict[str, tuple[int, ...]]:
 
 
 def initial(bridge: Bridge) -> dict[str, Tensor]:
-    """Initial parameters in fp32.
+    """Parameters that no text has a part in, in fp32.
 
     `identity` is the rectangular identity: it drops or zero-fills the last dimensions. `random` is
     (semi-)orthogonal, so that it keeps lengths (up to those it must drop).
     """
     import torch
 
-    proj = torch.empty(bridge.width_out, bridge.width_in)
-    if bridge.init == "identity":
-        torch.nn.init.eye_(proj)
-    else:
-        # Of the place, too: two bridges of one recipe are not to be twins. Not hash(), which is
-        # salted; and torch's generator heeds 32 bits of its seed alone.
-        seed = zlib.crc32(f"{bridge.seed} {bridge.where}".encode())
-        generator = torch.Generator().manual_seed(seed)
-        torch.nn.init.orthogonal_(proj, generator=generator)
     values = {name: torch.zeros(shape) for name, shape in shapes(bridge).items()}
     if bridge.norm:
-        values["norm.weight"] = torch.ones(bridge.width_in)
-    values["proj.weight"] = proj
+        values["norm.weight"] += 1
+    if bridge.init == "random":
+        torch.nn.init.orthogonal_(values["proj.weight"], generator=generator(bridge))
+    else:
+        torch.nn.init.eye_(values["proj.weight"])
+    return values
+
+
+def generator(bridge: Bridge) -> torch.Generator:  # type: ignore[name-defined]  # noqa: F821
+    """Of the seed and the place: two bridges of one recipe are not to be twins."""
+    import torch
+
+    # Not hash(), which is salted; and torch's generator heeds 32 bits of its seed alone.
+    return torch.Generator().manual_seed(zlib.crc32(f"{bridge.seed} {bridge.where}".encode()))
+
+
+def closest(bridge: Bridge, affine: Affine, moment: Tensor) -> Affine:
+    """The map of this kind that is closest to an affine one: itself."""
+    return affine
+
+
+def parameters(bridge: Bridge, affine: Affine) -> dict[str, Tensor]:
+    """Parameters that make the bridge compute an affine map, in fp32."""
+    values = initial(bridge)
+    values["proj.weight"] = affine.weight.float()
+    if bridge.bias:
+        values["proj.bias"] = affine.bias.float()
     return values

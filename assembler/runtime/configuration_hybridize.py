@@ -51,8 +51,9 @@ class HybridConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         donors: name -> the content of that donor's config.json, unedited.
         slots: one entry per depth, from the embedding upwards: `{"donor": name, "layer": index}`,
             with `"swap": {path: {"donor", "layer", "module"}}` where a sub-module of the layer is
-            replaced by one of another donor. A swap between different widths has
-            `"adapters": {"in": [host, inner], "out": [inner, host]}`.
+            replaced by one of another donor. Around a swap of another width or lineage stand
+            `"bridges": {"enter": {"kind", "in", "out", ...}, "leave": {...}}`. `"made": true` marks
+            a layer that was made as a bridge, and not taken over as it was.
         embeddings: the donor whose embedding, and whatever it does to it, makes the first state.
         head: the donor whose final norm, output head and loss are used.
         bridges: slot index, or "head" -> `{"kind", "in", "out", ...}`: stands before that slot,

@@ -386,7 +386,30 @@ class IdentityBridge(nn.Module):
         return hidden_states
 
 
-BRIDGES = {"linear": LinearBridge, "identity": IdentityBridge}
+class LowRankBridge(nn.Module):
+    """An affine map of low rank; at equal widths it is added to the stream."""
+
+    def __init__(self, options: Arguments) -> None:
+        super().__init__()
+        width, rank, eps = options["in"], options["rank"], options.get("eps", 1e-6)
+        self.norm = nn.RMSNorm(width, eps=eps) if options.get("norm") else None
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, options["out"], bias=bool(options.get("bias")))
+        self.adds = width == options["out"]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        hidden = hidden_states if self.norm is None else self.norm(hidden_states)
+        change = self.up(self.down(hidden))
+        return hidden + change if self.adds else change
+
+
+# A bridge of kind `block` is the linear map; the layer behind it stands in a slot of its own.
+BRIDGES = {
+    "linear": LinearBridge,
+    "block": LinearBridge,
+    "lowrank": LowRankBridge,
+    "identity": IdentityBridge,
+}
 
 
 class Ready(PerThread):
@@ -407,11 +430,8 @@ class SwappedModule(nn.Module):
         super().__init__()
         self.module, self.ready = module, Ready()
         self.accepts, self.returns_tuple = Accepts(type(module)), returns_tuple(type(replaced))
-        self.enter, self.leave = None, None
-        if "adapters" in spec:
-            outer, inner = spec["adapters"]["in"]
-            self.enter = nn.Linear(outer, inner, bias=False)
-            self.leave = nn.Linear(inner, outer, bias=False)
+        bridges = {side: BRIDGES[b["kind"]](b) for side, b in spec.get("bridges", {}).items()}
+        self.enter, self.leave = bridges.get("enter"), bridges.get("leave")
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         given, names = dict(self.ready.arguments), self.accepts.names
@@ -502,7 +522,7 @@ class HybridPreTrainedModel(PreTrainedModel):
         donor = getattr(module, "_hybridize_donor", None)
         if donor is not None:
             self._stack.donors[donor]._init_weights(module)
-        elif isinstance(module, nn.Linear):  # of a bridge or an adapter
+        elif isinstance(module, nn.Linear):  # of a bridge
             square = module.in_features == module.out_features
             (init.eye_ if square else init.orthogonal_)(module.weight)
             if module.bias is not None:
@@ -552,6 +572,7 @@ class HybridModel(HybridPreTrainedModel):
         self.bridges = nn.ModuleDict({w: BRIDGES[b["kind"]](b) for w, b in config.bridges.items()})
         self.norm = donors[config.head].norm
         self.cache_donors = config.cache_donors()
+        self.owners = [config.embeddings, *(s["donor"] for s in config.slots), config.head]
         self._adopt_class_rules(donors)
         self.gradient_checkpointing = False
         materialize(self)
@@ -714,29 +735,36 @@ class HybridModel(HybridPreTrainedModel):
     def _run_slots(
         self, hidden: Tensor, cache: Cache | None, states: list[Tensor] | None
     ) -> Tensor:
-        # Mamba keeps its residual in fp32; where the donor changes, the stream's own dtype is back.
-        stream, before, tokens = hidden.dtype, self.config.embeddings, hidden.shape[1]
-        for index, (slot, layer) in enumerate(zip(self.config.slots, self.layers, strict=True)):
+        stream, tokens = hidden.dtype, hidden.shape[1]
+        for index in range(len(self.layers)):
             if states is not None:
                 states.append(hidden)
-            hidden = self._cross(str(index), hidden, before, slot["donor"], stream)
-            before, arguments = slot["donor"], self._arguments(index, slot, tokens)
-            if "swap" in slot:
-                swaps = slot["swap"].items()
-                arguments["swapped"] = {p: self._arguments(index, s, tokens) for p, s in swaps}
-            hidden = unpair(layer(hidden, **arguments))
+            hidden = self.run_slot(index, self.cross(index, hidden, stream))
         if cache is not None and len(cache.layers) > len(self.layers):
             no_keys = hidden.new_empty(hidden.shape[0], 1, tokens, 0)
             cache.layers[-1].update(no_keys, no_keys)  # see `count_tokens`
-        return self._cross("head", hidden, before, self.config.head, stream)
+        return self.cross(len(self.layers), hidden, stream)
 
-    def _cross(
-        self, where: str, hidden: Tensor, before: str, after: str, stream: torch.dtype
-    ) -> Tensor:
-        """From one donor's stream to the next one's, over a bridge if one stands there."""
+    def cross(self, index: int, hidden: Tensor, stream: torch.dtype) -> Tensor:
+        """What a slot gets of what arrives before it: over the bridge, if one stands there.
+
+        Mamba keeps its residual in fp32; where the donor changes, the stream's own dtype is back.
+        The index after the last slot is that of the final norm.
+        """
+        where = "head" if index == len(self.layers) else str(index)
         if where in self.bridges:
             return self.bridges[where](hidden.to(stream))
+        before, after = self.owners[index : index + 2]
         return hidden if before == after else hidden.to(stream)
+
+    def run_slot(self, index: int, hidden: Tensor) -> Tensor:
+        """Run one slot's layer with the arguments that its donor's skeleton has noted."""
+        slot, tokens = self.config.slots[index], hidden.shape[1]
+        arguments = self._arguments(index, slot, tokens)
+        if "swap" in slot:
+            swaps = slot["swap"].items()
+            arguments["swapped"] = {p: self._arguments(index, s, tokens) for p, s in swaps}
+        return unpair(self.layers[index](hidden, **arguments))
 
     def _arguments(self, index: int, source: Arguments, tokens: int) -> Arguments:
         """What the donor would call its layer with, fit for this slot.
@@ -959,13 +987,11 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
             return_dict=True,
             **kwargs,
         )
-        shell, hidden = self.head_shell, out.last_hidden_state
-        shell.training = self.training
         kwargs |= {"labels": labels, "logits_to_keep": logits_to_keep, "use_cache": False}
         kwargs["attention_mask"] = attention_mask  # the auxiliary loss passes over padding
         if out.router_logits is not None:
             kwargs |= {"output_router_logits": True, "router_logits": self._own(out.router_logits)}
-        read = shell.forward(inputs_embeds=hidden, return_dict=True, **self.accepts(kwargs))
+        read = self.read_out(out.last_hidden_state, **kwargs)
         return MoeCausalLMOutputWithPast(
             loss=read.loss,
             aux_loss=getattr(read, "aux_loss", None),
@@ -975,6 +1001,12 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
             attentions=out.attentions,
             router_logits=out.router_logits,
         )
+
+    def read_out(self, hidden: Tensor, **kwargs: Any) -> Any:
+        """What the head donor's own forward makes of the last hidden state: logits and loss."""
+        shell = self.head_shell
+        shell.training = self.training
+        return shell.forward(inputs_embeds=hidden, return_dict=True, **self.accepts(kwargs))
 
     def _own(self, router_logits: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The router logits, if all are the head donor's: its loss fits no others' experts."""

@@ -1,64 +1,243 @@
-"""The contract of every bridge kind: files, shapes, the runtime's module, determinism."""
+"""The contract of every bridge kind: files, shapes, the runtime's module, maps, determinism."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
+from hybridize.assembler.bridging import closest
+from hybridize.assembler.regression import Affine, Sums, ridge
 from hybridize.assembler.runtime import modeling_hybridize as runtime
-from hybridize.assembler.stack import Bridge
+from hybridize.assembler.stack import Bridge, State
 from hybridize.errors import HybridizeError
 from hybridize.plugins import load_plugin, plugin_names
 
 KINDS = plugin_names("bridges")
+WIDTHS = [(4, 4), (4, 6), (6, 4)]
+CASES = [
+    (kind, widths)
+    for kind in KINDS
+    for widths in WIDTHS
+    if widths[0] == widths[1] or not load_plugin("bridges", kind).NEEDS_EQUAL_WIDTHS
+]
 
 
-def bridge(kind: str, **fields: object) -> Bridge:
-    wide = 6 if not load_plugin("bridges", kind).NEEDS_EQUAL_WIDTHS else 4
-    given = {"where": "3", "init": "random", "width_in": 4, "width_out": wide}
-    return Bridge(kind=kind, **{"norm": True, "bias": True, "seed": 0, **given, **fields})  # type: ignore[arg-type]
+def bridge(kind: str, widths: tuple[int, int] = (4, 4), **fields: Any) -> Bridge:
+    given: dict[str, Any] = {"where": "3", "init": "random", "norm": True, "bias": True, "seed": 0}
+    ends = {"reads": ("a", State(3)), "writes": ("b", State(3))}
+    width_in, width_out = widths
+    return Bridge(
+        kind=kind, width_in=width_in, width_out=width_out, **{"rank": 2, **ends, **given, **fields}
+    )
+
+
+def module_of(planned: Bridge) -> Any:
+    """The runtime's module, as a hybrid's config has it made."""
+    return runtime.BRIDGES[planned.kind](
+        {
+            "kind": planned.kind,
+            "in": planned.width_in,
+            "out": planned.width_out,
+            "norm": planned.norm,
+            "bias": planned.bias,
+            "rank": planned.rank,
+        }
+    )
+
+
+def loaded(planned: Bridge, values: dict[str, Tensor]) -> Any:
+    module = module_of(planned)
+    module.load_state_dict(values)
+    return module
+
+
+def states(widths: tuple[int, int], tokens: int = 400) -> tuple[Tensor, Tensor]:
+    """Two streams with means, unequal directions, and noise; float64."""
+    generator = torch.Generator().manual_seed(7)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    x = normal(tokens, widths[0]) * torch.logspace(-1, 1, widths[0], dtype=torch.float64) + 3
+    return x, x @ normal(*widths) + normal(tokens, widths[1]) - 5
+
+
+def fitted(planned: Bridge) -> tuple[Affine, Tensor]:
+    """A map that no kind but the linear ones can have, and the covariance of its inputs."""
+    x, y = states((planned.width_in, planned.width_out))
+    sums = Sums(planned.width_in, planned.width_out)
+    sums.add(x, y)
+    (affine,) = ridge(sums, bias=planned.bias, lambdas=[1e-10])
+    return affine, sums.covariances(bias=planned.bias)[0]
 
 
 def test_the_folder_is_the_list() -> None:
-    assert KINDS == ["identity", "linear"]
+    assert KINDS == ["block", "identity", "linear", "lowrank"]
+    assert set(runtime.BRIDGES) == set(KINDS)
     with pytest.raises(HybridizeError, match="did you mean 'linear'"):
         load_plugin("bridges", "linaer")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "widths"), CASES)
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_parameters_are_those_of_the_runtimes_module(kind: str, norm: bool, bias: bool) -> None:
-    planned = bridge(kind, norm=norm, bias=bias)
-    module = runtime.BRIDGES[kind](
-        {"kind": kind, "in": planned.width_in, "out": planned.width_out, "norm": norm, "bias": bias}
-    )
+@pytest.mark.parametrize("init", ["random", "identity", "auto"])
+def test_parameters_are_those_of_the_runtimes_module(
+    kind: str, widths: tuple[int, int], norm: bool, bias: bool, init: str
+) -> None:
+    planned = bridge(kind, widths, norm=norm, bias=bias, init=init)
+    initial = load_plugin("bridges", kind).initial(planned)
+    module = loaded(planned, initial)
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     assert shapes == planned.shapes()
-    initial = load_plugin("bridges", kind).initial(planned)
-    assert {name: tuple(tensor.shape) for name, tensor in initial.items()} == shapes
+    assert list(initial) == list(shapes)
     assert planned.num_parameters == sum(p.numel() for p in module.parameters())
-    module.load_state_dict(initial)
-    out = module(torch.randn(2, 3, planned.width_in))
-    assert out.shape == (2, 3, planned.width_out)
+    out = module(torch.randn(2, 3, widths[0]))
+    assert out.shape == (2, 3, widths[1])
+    assert out.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_initial_values_depend_on_seed_and_place_alone(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "widths"), CASES)
+def test_initial_values_depend_on_seed_and_place_alone(kind: str, widths: tuple[int, int]) -> None:
     make = load_plugin("bridges", kind).initial
     torch.manual_seed(5)
-    one = make(bridge(kind))
+    one = make(bridge(kind, widths))
     torch.manual_seed(6)
-    two = make(bridge(kind))
+    two = make(bridge(kind, widths))
     assert all(torch.equal(one[name], two[name]) for name in one)
-    for other in (make(bridge(kind, seed=1)), make(bridge(kind, where="head"))):
-        assert all(not torch.equal(one[name], other[name]) for name in one if name == "proj.weight")
+    drawn = {"proj.weight", "down.weight"} & one.keys()
+    assert bool(drawn) == (kind != "identity")
+    for other in (make(bridge(kind, widths, seed=1)), make(bridge(kind, widths, where="head"))):
+        assert not any(torch.equal(one[name], other[name]) for name in drawn)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_identity_at_equal_widths_changes_nothing(kind: str) -> None:
-    planned = bridge(kind, init="identity", width_in=4, width_out=4, norm=False, bias=False)
-    module = runtime.BRIDGES[kind]({"kind": kind, "in": 4, "out": 4, "norm": False, "bias": False})
-    module.load_state_dict(load_plugin("bridges", kind).initial(planned))
+@pytest.mark.parametrize("bias", [False, True])
+def test_identity_at_equal_widths_changes_nothing(kind: str, bias: bool) -> None:
+    planned = bridge(kind, init="identity", norm=False, bias=bias)
+    module = loaded(planned, load_plugin("bridges", kind).initial(planned))
     x = torch.randn(2, 3, 4)
     assert torch.equal(module(x), x)
+
+
+def test_low_rank_begins_as_the_identity_at_equal_widths() -> None:
+    """Random or not: what it adds to the stream is zero, and yet every matrix gets a gradient."""
+    planned = bridge("lowrank", norm=False)
+    module = loaded(planned, load_plugin("bridges", "lowrank").initial(planned))
+    x = torch.randn(2, 3, 4)
+    assert torch.equal(module(x), x)
+    module(x).square().sum().backward()
+    assert module.up.weight.grad.abs().sum() > 0
+    assert module.down.weight.norm() > 0
+
+
+@pytest.mark.parametrize("kind", ["block", "linear"])
+@pytest.mark.parametrize("widths", [(4, 6), (6, 4)])
+def test_between_widths_identity_keeps_the_first_dimensions(
+    kind: str, widths: tuple[int, int]
+) -> None:
+    planned = bridge(kind, widths, init="identity", norm=False)
+    module = loaded(planned, load_plugin("bridges", kind).initial(planned))
+    x = torch.randn(2, 3, widths[0])
+    assert torch.equal(module(x)[..., :4], x[..., :4])
+    assert not module(x)[..., 4:].any()
+
+
+@pytest.mark.parametrize(("kind", "widths"), CASES)
+def test_a_norm_stands_before_the_map(kind: str, widths: tuple[int, int]) -> None:
+    planned = bridge(kind, widths)
+    plain = bridge(kind, widths, norm=False)
+    affine, moment = fitted(plain)
+    plugin = load_plugin("bridges", kind)
+    nearest = plugin.closest(plain, affine, moment)
+    x = torch.randn(5, widths[0])
+    normed = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() if plain.shapes() else x
+    out = loaded(planned, plugin.parameters(planned, nearest))(x)
+    torch.testing.assert_close(out, nearest(normed))
+
+
+@pytest.mark.parametrize(("kind", "widths"), CASES)
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_module_computes_the_map_that_was_fitted(
+    kind: str, widths: tuple[int, int], bias: bool
+) -> None:
+    """What held-out text judges is what the model will do."""
+    planned = bridge(kind, widths, norm=False, bias=bias)
+    plugin = load_plugin("bridges", kind)
+    affine, moment = fitted(planned)
+    nearest = plugin.closest(planned, affine, moment)
+    x, _ = states(widths)
+    module = loaded(planned, plugin.parameters(planned, nearest))
+    torch.testing.assert_close(module(x.float()), nearest(x).float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "widths"), CASES)
+def test_the_closest_of_the_closest_is_itself(kind: str, widths: tuple[int, int]) -> None:
+    planned = bridge(kind, widths)
+    plugin = load_plugin("bridges", kind)
+    affine, moment = fitted(planned)
+    once = plugin.closest(planned, affine, moment)
+    twice = plugin.closest(planned, once, moment)
+    torch.testing.assert_close(twice.weight, once.weight)
+    torch.testing.assert_close(twice.bias, once.bias)
+
+
+@pytest.mark.parametrize("kind", ["block", "linear"])
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_a_linear_bridge_is_whatever_map_was_fitted(kind: str, widths: tuple[int, int]) -> None:
+    planned = bridge(kind, widths)
+    affine, moment = fitted(planned)
+    assert load_plugin("bridges", kind).closest(planned, affine, moment) is affine
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_a_block_bridge_maps_as_a_linear_one(widths: tuple[int, int]) -> None:
+    """The layer that it brings stands in a slot of its own."""
+    block, linear = (load_plugin("bridges", kind) for kind in ("block", "linear"))
+    assert (block.LAYER, linear.LAYER) == (True, False)
+    one = block.initial(bridge("block", widths))
+    other = linear.initial(bridge("linear", widths))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert one.keys() == other.keys()
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_low_rank_is_the_best_of_its_rank(widths: tuple[int, int], bias: bool, rank: int) -> None:
+    """Reduced-rank regression on the data themselves, by the singular vectors of the fitted values.
+
+    At equal widths it regresses what is to be added to the stream.
+    """
+    planned = bridge("lowrank", widths, norm=False, bias=bias, rank=rank)
+    x, y = states(widths)
+    sums = Sums(*widths)
+    sums.add(x, y)
+    (affine,) = ridge(sums, bias=bias, lambdas=[0.0])
+    found = closest(planned, affine, sums)
+
+    skip = x if widths[0] == widths[1] else torch.zeros_like(y)
+    a, b = (x - x.mean(0), (y - skip) - (y - skip).mean(0)) if bias else (x, y - skip)
+    full = torch.linalg.lstsq(a, b).solution
+    _, _, vh = torch.linalg.svd(a @ full, full_matrices=False)
+    reduced = full @ vh[:rank].T @ vh[:rank]
+    best = skip + a @ reduced + ((y - skip).mean(0) if bias else 0)
+
+    torch.testing.assert_close(found(x), best, rtol=1e-7, atol=1e-7)
+    change = found.weight - (torch.eye(widths[0]) if widths[0] == widths[1] else 0)
+    assert torch.linalg.matrix_rank(change, rtol=1e-9) == rank
+    module = loaded(planned, load_plugin("bridges", "lowrank").parameters(planned, found))
+    torch.testing.assert_close(module(x.float()), best.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_lowrank_bridge_that_is_the_identity_can_still_learn() -> None:
+    kind = load_plugin("bridges", "lowrank")
+    planned = replace(bridge("lowrank"), width_in=6, width_out=6)
+    eye = Affine(torch.eye(6, dtype=torch.float64), torch.zeros(6, dtype=torch.float64))
+    values = kind.parameters(planned, eye)
+    assert not values["up.weight"].any()
+    assert values["down.weight"].norm(dim=1).min() > 0.5

@@ -96,10 +96,13 @@ def test_several_donors_bridges_and_swaps_are_planned_as_the_model_has_them() ->
     """Exactly the hybrid's state dict, in its order; what no donor has is to be computed."""
     donors = {"a": tiny_model("llama"), "b": tiny_model("qwen3_next", hidden_size=48, seed=1)}
     spec = {"donor": "b", "layer": 0, "module": "linear_attn"}
-    adapters = {"in": [32, 48], "out": [48, 32]}
+    around = {
+        "enter": {"kind": "linear", "in": 32, "out": 48, "bias": True},
+        "leave": {"kind": "lowrank", "in": 48, "out": 32, "rank": 5},
+    }
     slots = [
         ("a", 0),
-        {"donor": "a", "layer": 1, "swap": {"self_attn": {**spec, "adapters": adapters}}},
+        {"donor": "a", "layer": 1, "swap": {"self_attn": {**spec, "bridges": around}}},
         ("b", 1),
     ]
     bridges = {2: {"kind": "linear", "in": 32, "out": 48, "norm": True, "bias": True}}
@@ -110,8 +113,10 @@ def test_several_donors_bridges_and_swaps_are_planned_as_the_model_has_them() ->
     assert [out.name for out in layout] == list(model.state_dict())
     computed = {out.name: out.shape for out in layout if not out.pieces}
     assert computed == {
-        "model.layers.1.self_attn.enter.weight": (48, 32),
-        "model.layers.1.self_attn.leave.weight": (32, 48),
+        "model.layers.1.self_attn.enter.proj.weight": (48, 32),
+        "model.layers.1.self_attn.enter.proj.bias": (48,),
+        "model.layers.1.self_attn.leave.down.weight": (5, 48),
+        "model.layers.1.self_attn.leave.up.weight": (32, 5),
         "model.bridges.2.norm.weight": (32,),
         "model.bridges.2.proj.weight": (48, 32),
         "model.bridges.2.proj.bias": (48,),

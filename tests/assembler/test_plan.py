@@ -10,9 +10,10 @@ import pytest
 
 from hybridize.assembler.plan import make_plan
 from hybridize.assembler.plan_report import num_bytes, num_parameters, plan_as_dict
+from hybridize.assembler.stack import State
 from hybridize.errors import HybridizeError
 from hybridize.recipe import load_recipe
-from tests.assembler.stacks import plan_of, save_donor
+from tests.assembler.stacks import UNFITTED, plan_of, save_donor
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,12 @@ def test_broken_donors_are_all_reported(donors: Path, tmp_path: Path) -> None:
 
 def recipe(**more: Any) -> dict[str, Any]:
     slots = [{"from": "a", "layers": "0-1"}, {"from": "b", "layers": "1-3"}]
-    return {"donors": {"a": {"model": "llama"}, "b": {"model": "twin"}}, "slots": slots, **more}
+    return {
+        "donors": {"a": {"model": "llama"}, "b": {"model": "twin"}},
+        "slots": slots,
+        "bridges": UNFITTED,
+        **more,
+    }
 
 
 def test_defaults_follow_first_and_last_slot(donors: Path) -> None:
@@ -140,23 +146,27 @@ def test_defaults_follow_first_and_last_slot(donors: Path) -> None:
 
 @pytest.mark.parametrize(
     ("where", "bridges"),
-    [("auto", []), ("none", []), ("changes", ["2"]), ([0, "head"], ["0", "head"])],
+    [
+        ("auto", ["2"]),  # the donors were made apart
+        ("width-changes", []),
+        ("none", []),
+        ("changes", ["2"]),
+        ([0, "head"], ["0", "head"]),
+    ],
 )
 def test_bridges_stand_where_the_recipe_says(donors: Path, where: Any, bridges: list[str]) -> None:
-    assert list(plan_of(donors, recipe(bridges={"where": where})).bridges) == bridges
+    assert (
+        list(plan_of(donors, recipe(bridges={"where": where, "init": "random"})).bridges) == bridges
+    )
 
 
 def test_widths_are_bridged_by_default(donors: Path) -> None:
-    text = recipe()
+    text = recipe(bridges={"init": "random"})
     text["donors"]["b"] = {"model": "wide"}
     plan = plan_of(donors, text)
     bridge = plan.bridges["2"]
-    assert (bridge.kind, bridge.init, bridge.width_in, bridge.width_out) == (
-        "linear",
-        "random",
-        32,
-        48,
-    )
+    assert (bridge.kind, bridge.width_in, bridge.width_out) == ("linear", 32, 48)
+    assert (bridge.reads, bridge.writes) == (("a", State(2)), ("b", State(1)))
     assert plan.target == "hybrid"
     assert plan.reason == "a bridge stands before slot 2"
 
@@ -242,6 +252,7 @@ def test_layers_that_need_their_own_embedding_are_refused_elsewhere(donors: Path
     text = {
         "donors": {"a": {"model": "llama"}, "g": {"model": "gemma4"}},
         "slots": [{"from": "a", "layer": 0}, {"from": "g", "layer": 0}],
+        "bridges": UNFITTED,
     }
     with pytest.raises(
         HybridizeError, match="reads an embedding of the tokens of its own"

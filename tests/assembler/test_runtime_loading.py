@@ -24,7 +24,7 @@ from tests.assembler.test_runtime_stacks import (
     llama_and_olmo_hybrid,
     llama_and_qwen3,
     mixer_swapped,
-    mlp_swapped_with_adapters,
+    mlp_swapped_with_bridges,
 )
 from tests.tiny import FAMILIES, tiny_model
 
@@ -188,7 +188,7 @@ def test_hybrids_are_announced_to_a_transformers_that_was_imported_before(tmp_pa
 # ---- devices -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [llama_and_olmo_hybrid, mlp_swapped_with_adapters])
+@pytest.mark.parametrize("make", [llama_and_olmo_hybrid, mlp_swapped_with_bridges])
 @torch.no_grad()
 def test_layers_on_disk_give_the_same_logits(make: Any, ids: Tensor, tmp_path: Path) -> None:
     """accelerate loads each layer when its turn comes; masks and rotary tables follow."""

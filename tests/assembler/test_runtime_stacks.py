@@ -91,10 +91,10 @@ def mixer_swapped_into_linear_host() -> HybridForCausalLM:
     return assemble(donors, [("host", 1), {"donor": "host", "layer": 0, "swap": swap}, ("host", 2)])
 
 
-def mlp_swapped_with_adapters() -> HybridForCausalLM:
+def mlp_swapped_with_bridges() -> HybridForCausalLM:
     donors = {"host": wide("llama", 32), "guest": wide("qwen3_moe", 48, seed=1)}
-    adapters = {"in": [32, 48], "out": [48, 32]}
-    spec = {"donor": "guest", "layer": 1, "module": "mlp", "adapters": adapters}
+    around = {"enter": linear(32, 48, norm=True, bias=True), "leave": linear(48, 32)}
+    spec = {"donor": "guest", "layer": 1, "module": "mlp", "bridges": around}
     return assemble(donors, [("host", 0), {"donor": "host", "layer": 1, "swap": {"mlp": spec}}])
 
 
@@ -108,7 +108,7 @@ STACKS = [
     mixer_swapped,
     one_layer_in_many_forms,
     mixer_swapped_into_linear_host,
-    mlp_swapped_with_adapters,
+    mlp_swapped_with_bridges,
 ]
 
 
@@ -305,7 +305,7 @@ def test_layer_types_say_what_each_slots_cache_is() -> None:
     windows = [layer.sliding_window for layer in config.per_layer_config]
     assert windows == [3, 6, None, 3, 6]
     assert mixer_swapped().config.layer_types[1] == "linear_attention"
-    assert mlp_swapped_with_adapters().config.layer_types[1] == "full_attention"
+    assert mlp_swapped_with_bridges().config.layer_types[1] == "full_attention"
 
 
 def test_tiny_config_is_what_the_hybrid_reads() -> None:
