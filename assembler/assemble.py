@@ -16,6 +16,7 @@ from typing import Any, Literal
 from blake3 import blake3
 
 import hybridize
+from hybridize.assembler.calibration import gather
 from hybridize.assembler.copying import copy_outputs, hash_ranges, same_bytes
 from hybridize.assembler.outputs import (
     TORCH_NAMES,
@@ -24,14 +25,14 @@ from hybridize.assembler.outputs import (
     hybrid_outputs,
     native_outputs,
 )
-from hybridize.assembler.plan import Plan
+from hybridize.assembler.plan import HELD_OUT, Plan
 from hybridize.assembler.provenance import load_line, manifest_json, model_card
 from hybridize.assembler.prover import ProcessProver, Prover
 from hybridize.assembler.shards import Output, Shard, index_json, lay_out
 from hybridize.assembler.staging import MANIFEST, Staging, check_disk
 from hybridize.assembler.verify import compare_with_donors
 from hybridize.checkpoint import INDEX, encode_floats
-from hybridize.console import byte_progress, say, size
+from hybridize.console import byte_progress, say, size, token_progress
 from hybridize.errors import HybridizeError
 
 Check = Literal["forward", "structure"]
@@ -51,6 +52,7 @@ class Built:
     resumed: int  # files that an earlier, killed build had finished
     seconds: float
     checks: tuple[str, ...]
+    fit: dict[str, Any] | None  # how bridges were fitted, and what the result is worth
 
     def summary(self) -> str:
         """What a user wants to know at the end."""
@@ -73,6 +75,7 @@ class Built:
             "resumed_files": self.resumed,
             "seconds": round(self.seconds, 3),
             "checks": list(self.checks),
+            "fit": self.fit,
         }
 
 
@@ -82,6 +85,7 @@ def build(
     *,
     force: bool = False,
     check: Check = "forward",
+    offline: bool = False,
     prover: Prover | None = None,
 ) -> Built:
     """Assemble the model of a plan under `out`, which appears only when all checks have passed.
@@ -89,6 +93,7 @@ def build(
     Args:
         force: replace a target that hybridize made earlier, in one step, at the end.
         check: `forward` loads the result and runs it; `structure` compares names and shapes only.
+        offline: never ask the network, for calibration text.
         prover: who answers what needs torch; default: a second process.
 
     Raises:
@@ -101,6 +106,7 @@ def build(
     with Staging(out, force=force) as staging, closing(prover or ProcessProver()) as prover:
         job = _Job(staging, prover, plan)
         try:
+            job.fit_bridges(offline=offline)
             job.run()
             checks = job.check(check)
             staging.publish()
@@ -114,6 +120,7 @@ def build(
         resumed=job.resumed,
         seconds=time.monotonic() - start,
         checks=tuple(checks),
+        fit=job.fit,
     )
 
 
@@ -161,6 +168,41 @@ class _Job:
         self.shards: list[Shard] = []
         self.hashes: dict[str, str] = {}
         self.resumed = 0
+        self.fit: dict[str, Any] | None = None
+        self.parameters = staging.folder / "bridges.safetensors"
+
+    def fit_bridges(self, *, offline: bool) -> None:
+        """Fit and measure on calibration text, before a byte is copied."""
+        plan, calibration = self.plan, self.plan.calibration
+        if calibration is None:
+            return
+        documents = self.staging.folder / "calibration.jsonl"
+        tokens = plan.calibration_tokens
+        text = gather(calibration, plan.recipe, documents, tokens=tokens, offline=offline)
+        readers = {name: donor.folder for name, donor in plan.tokenizers.items() if donor}
+        with token_progress("fitting bridges" if plan.fitted else "measuring") as progress:
+            found = self.prover.submit(
+                "fit",
+                progress=progress,
+                config=hybrid_config(plan),
+                donors={name: donor.folder for name, donor in plan.donors.items()},
+                tokenizers=readers,
+                tokenizer=plan.tokenizer.folder if plan.tokenizer else readers[plan.embeddings],
+                bridges=[asdict(bridge) for bridge in plan.bridges.values()],
+                text={
+                    "file": documents,
+                    "domains": [
+                        {"name": domain.name, "tokens": share, "place": domain.place}
+                        for domain, share in calibration.shares(tokens)
+                    ],
+                    "length": calibration.length,
+                    "seed": calibration.seed,
+                    "stream": calibration.stream,
+                    "held_out": HELD_OUT,
+                },
+                parameters=self.parameters,
+            ).result()
+        self.fit = {**found, "text": text}
 
     def run(self) -> None:
         if self.plan.target == "native" and not self._native():
@@ -208,7 +250,7 @@ class _Job:
                     self._write_shard(shard, progress)
 
     def _resume(self) -> set[str]:
-        finished = self.staging.resume(_digest(self.plan, self.shards))
+        finished = self.staging.resume(self._digest())
         sound = set()
         for shard in self.shards:
             hashes = finished.get(shard.name)
@@ -218,6 +260,16 @@ class _Job:
                 sound.add(shard.name)
         self.resumed = len(sound)
         return sound
+
+    def _digest(self) -> str:
+        """Of everything that decides the bytes of the weights."""
+        files = sorted({r.file for s in self.shards for o in s.outputs for r in o.ranges})
+        states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        bridges = [asdict(bridge) for bridge in self.plan.bridges.values()]
+        fitted = blake3(self.parameters.read_bytes()).hexdigest() if self.fit else None
+        shards = [asdict(shard) for shard in self.shards]
+        parts = [hybridize.__version__, states, bridges, fitted, shards]
+        return blake3(json.dumps(parts, default=str).encode()).hexdigest()
 
     def _write_shard(self, shard: Shard, progress: Any) -> None:
         growing = self.staging.model / f"{shard.name}.growing"
@@ -229,7 +281,11 @@ class _Job:
         ]:
             bridges = {where: asdict(bridge) for where, bridge in self.plan.bridges.items()}
             hashes |= self.prover.submit(
-                "compute", file=str(growing), outputs=computed, bridges=bridges
+                "compute",
+                file=str(growing),
+                outputs=computed,
+                bridges=bridges,
+                fitted=str(self.parameters) if self.fit else None,
             ).result()
         growing.rename(self.staging.model / shard.name)
         self.hashes |= hashes
@@ -248,14 +304,19 @@ class _Job:
         for file in (*source.tokenizer_files, source.folder / "generation_config.json"):
             if file.exists():
                 shutil.copyfile(file, folder / file.name)
-        (folder / "README.md").write_text(model_card(plan))
+        (folder / "README.md").write_text(model_card(plan, self.fit))
         files = {
             path.name: blake3(path.read_bytes()).hexdigest()
             for path in sorted(folder.iterdir())
             if path.suffix != ".safetensors" and path.name != "README.md"
         }
         manifest = manifest_json(
-            plan, self.shards, hashes=self.hashes, files=files, out=self.staging.target
+            plan,
+            self.shards,
+            hashes=self.hashes,
+            files=files,
+            fit=self.fit,
+            out=self.staging.target,
         )
         (folder / MANIFEST).write_text(manifest)
 
@@ -277,15 +338,6 @@ def _check_tie(plan: Plan) -> None:
                 fix="set tie_word_embeddings to false in the donor's config.json to keep both",
                 place=str(tensor.file),
             )
-
-
-def _digest(plan: Plan, shards: Sequence[Shard]) -> str:
-    """Of everything that decides the bytes of the weights."""
-    files = sorted({r.file for s in shards for o in s.outputs for r in o.ranges})
-    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    bridges = [asdict(bridge) for bridge in plan.bridges.values()]
-    parts = [hybridize.__version__, states, bridges, [asdict(shard) for shard in shards]]
-    return blake3(json.dumps(parts, default=str).encode()).hexdigest()
 
 
 def _hashes_on_disk(shard: Shard, folder: Path) -> Mapping[str, str] | None:

@@ -9,57 +9,64 @@ from typing import Any
 
 import torch
 from blake3 import blake3
+from safetensors.torch import load_file
 
+from hybridize.assembler.loading import TORCH
+from hybridize.assembler.models import initial
+from hybridize.assembler.shards import ZEROS
 from hybridize.assembler.stack import Bridge
 from hybridize.errors import HybridizeError
-from hybridize.plugins import load_plugin
 
-TORCH = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "BOOL": torch.bool,
-}  # fmt: skip
 CHUNK = 1 << 22  # elements
 
 
 def fill(
-    file: Path, outputs: list[dict[str, Any]], bridges: Mapping[str, dict[str, Any]]
+    file: Path,
+    outputs: list[dict[str, Any]],
+    bridges: Mapping[str, Bridge],
+    fitted: Path | None = None,
 ) -> dict[str, str]:
     """Fill the holes that the copying process left in a shard.
 
     Args:
         file: the shard; it has its final size.
         outputs: name, dtype, shape, offset, and either ranges of donors' files or init.
-        bridges: fields of each bridge, by place.
+        bridges: by their place.
+        fitted: parameters of those that were fitted on text, as `fitting.run` writes them.
 
     Returns:
         BLAKE3 hash of each tensor, by name.
     """
     descriptor = os.open(file, os.O_WRONLY)
     try:
-        initial = {
-            where: _initial(Bridge(**fields))
-            for where, fields in bridges.items()
-            if any(output["init"] and output["init"][0] == where for output in outputs)
-        }
+        made = _Made(bridges, fitted)
         return {
             output["name"]: _write_cast(descriptor, output)
             if output["ranges"]
-            else _write_made(descriptor, output, initial)
+            else _write_made(descriptor, output, made)
             for output in outputs
         }
     finally:
         os.close(descriptor)
 
 
-def _initial(bridge: Bridge) -> dict[str, torch.Tensor]:
-    """Parameters of a bridge by name, the same under any number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # decompositions round by how they are shared
-    try:
-        found: dict[str, torch.Tensor] = load_plugin("bridges", bridge.kind).initial(bridge)
-        return found
-    finally:
-        torch.set_num_threads(threads)
+class _Made:
+    """Tensors that no donor has."""
+
+    def __init__(self, bridges: Mapping[str, Bridge], fitted: Path | None) -> None:
+        self.bridges = bridges
+        self.fitted = load_file(fitted) if fitted else {}
+        self._initial: dict[str, dict[str, torch.Tensor]] = {}
+
+    def tensor(self, output: Mapping[str, Any]) -> torch.Tensor:
+        where, name = output["init"]
+        if where == ZEROS:
+            return torch.zeros(output["shape"])
+        if self.bridges[where].fitted:
+            return self.fitted[f"{where}/{name}"]
+        if where not in self._initial:
+            self._initial[where] = initial(self.bridges[where])
+        return self._initial[where][name]
 
 
 def _write_cast(descriptor: int, output: Mapping[str, Any]) -> str:
@@ -90,18 +97,10 @@ def _write_cast(descriptor: int, output: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _write_made(
-    descriptor: int, output: Mapping[str, Any], initial: Mapping[str, Mapping[str, torch.Tensor]]
-) -> str:
-    where, parameter = output["init"]
+def _write_made(descriptor: int, output: Mapping[str, Any], made: _Made) -> str:
     digest = blake3()
-    if where in initial:
-        value = initial[where][parameter]
-    else:  # an adapter of a swapped module: as a linear bridge, of its own place
-        width_out, width_in = output["shape"]
-        adapter = Bridge(output["name"], "linear", "random", width_in, width_out, False, False, 0)
-        value = _initial(adapter)["proj.weight"]
-    _write(descriptor, value.to(TORCH[output["dtype"]]), output["offset"], digest)
+    value = made.tensor(output).to(TORCH[output["dtype"]])
+    _write(descriptor, value, output["offset"], digest)
     return digest.hexdigest()
 
 

@@ -18,6 +18,7 @@ from blake3 import blake3
 
 import hybridize
 from hybridize.assembler.donors import Donor
+from hybridize.assembler.fit_report import loss_rows
 from hybridize.assembler.plan import Plan
 from hybridize.assembler.shards import Output, Shard
 
@@ -31,6 +32,7 @@ def manifest_json(
     *,
     hashes: Mapping[str, str],
     files: Mapping[str, str],
+    fit: Mapping[str, Any] | None,
     out: Path,
 ) -> str:
     """Text of hybridize.json.
@@ -38,6 +40,7 @@ def manifest_json(
     Args:
         hashes: BLAKE3 of each tensor of the result, by name.
         files: BLAKE3 of the small files beside the weights, by name.
+        fit: how bridges were fitted, on which text, and the losses of the result and its controls.
         out: the target; local donors are noted relative to it.
     """
     spec = plan.recipe.recipe
@@ -59,6 +62,8 @@ def manifest_json(
         "donors": {name: _donor(donor, out) for name, donor in plan.donors.items()},
         "slots": [asdict(slot) for slot in plan.slots],
         "bridges": {where: asdict(bridge) for where, bridge in plan.bridges.items()},
+        "lineages": [asdict(lineage) for lineage in plan.lineages],
+        "fit": fit,
         "versions": {"hybridize": hybridize.__version__, **{n: version(n) for n in LIBRARIES}},
         "files": dict(files),
         "tensors": {
@@ -113,7 +118,7 @@ def header_hash(donor: Donor) -> str:
     return blake3(text.encode()).hexdigest()
 
 
-def model_card(plan: Plan) -> str:
+def model_card(plan: Plan, fit: Mapping[str, Any] | None = None) -> str:
     """Text of README.md."""
     licenses = {donor.license for donor in plan.donors.values()}
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
@@ -122,7 +127,7 @@ def model_card(plan: Plan) -> str:
     if hub := _hub_ids(plan):
         front += ["base_model:", *(f"- {source}" for source in hub)]
     front += ["tags:", "- hybridize", "- merge", "---"]
-    return "\n".join([*front, "", f"# {plan.name}", "", *_card_body(plan), ""])
+    return "\n".join([*front, "", f"# {plan.name}", "", *_card_body(plan, fit), ""])
 
 
 def _hub_ids(plan: Plan) -> list[str]:
@@ -141,7 +146,7 @@ def load_line(plan: Plan, folder: str, what: str = "AutoModelForCausalLM") -> st
     return f'{what}.from_pretrained("{folder}"{remote})'
 
 
-def _card_body(plan: Plan) -> list[str]:
+def _card_body(plan: Plan, fit: Mapping[str, Any] | None) -> list[str]:
     lines = [
         f"Assembled by hybridize {hybridize.__version__} "
         f"from {len(plan.donors)} donor{'s' * (len(plan.donors) != 1)}. "
@@ -170,6 +175,7 @@ def _card_body(plan: Plan) -> list[str]:
         # transformers reads the model's config to choose a tokenizer, and asks about code there.
         *([f"tokenizer = {load_line(plan, 'FOLDER', 'AutoTokenizer')}"] if plan.tokenizer else []),
         "```",
+        *(_card_losses(fit) if fit else []),
         "",
         "## Recipe",
         "",
@@ -177,6 +183,16 @@ def _card_body(plan: Plan) -> list[str]:
         plan.recipe.document.text.rstrip("\n"),
         "```",
     ]
+    return lines
+
+
+def _card_losses(fit: Mapping[str, Any]) -> list[str]:
+    domains = [domain["name"] for domain in fit["domains"]]
+    lines = ["", "## Loss on held-out text, in nats per byte, before any training", ""]
+    lines += [f"| model | {' | '.join(domains)} |", f"|---|{'---|' * len(domains)}"]
+    for name, losses in loss_rows(fit):
+        cells = (f"{losses[domain]['per_byte']:.3f}" for domain in domains)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 

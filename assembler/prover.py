@@ -13,36 +13,44 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 from hybridize.assembler.lifeline import end_with_parent
 from hybridize.errors import CheckFailed, Finding, HybridizeError
 
+Progress = Callable[[int, int], None]  # called with what is done, and what is to be done in all
+
 
 class Prover(Protocol):
     """Whatever answers requests: a process, or (in tests) this one."""
 
-    def submit(self, operation: str, **arguments: Any) -> Future[Any]: ...
+    def submit(
+        self, operation: str, *, progress: Progress | None = None, **arguments: Any
+    ) -> Future[Any]: ...
 
     def close(self) -> None: ...
 
 
-def perform(operation: str, arguments: dict[str, Any]) -> Any:
+def perform(operation: str, arguments: dict[str, Any], progress: Progress | None = None) -> Any:
     """Answer a request here; this imports torch."""
     from hybridize.assembler import requests
 
-    return getattr(requests, operation)(**arguments)
+    told = {"progress": progress} if progress else {}
+    return getattr(requests, operation)(**arguments, **told)
 
 
 class LocalProver:
     """Answers in this process, which then imports torch."""
 
-    def submit(self, operation: str, **arguments: Any) -> Future[Any]:
+    def submit(
+        self, operation: str, *, progress: Progress | None = None, **arguments: Any
+    ) -> Future[Any]:
         future: Future[Any] = Future()
         try:
             # Through JSON and back, so that what works here works between processes.
-            future.set_result(_plain(perform(operation, _plain(arguments))))
+            future.set_result(_plain(perform(operation, _plain(arguments), progress)))
         except Exception as error:
             future.set_exception(error)
         return future
@@ -66,17 +74,23 @@ class ProcessProver:
         )
         self.pool = ThreadPoolExecutor(1)
 
-    def submit(self, operation: str, **arguments: Any) -> Future[Any]:
-        return self.pool.submit(self._ask, operation, arguments)
+    def submit(
+        self, operation: str, *, progress: Progress | None = None, **arguments: Any
+    ) -> Future[Any]:
+        return self.pool.submit(self._ask, operation, arguments, progress)
 
-    def _ask(self, operation: str, arguments: dict[str, Any]) -> Any:
+    def _ask(self, operation: str, arguments: dict[str, Any], progress: Progress | None) -> Any:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        request = {"operation": operation, "arguments": arguments}
+        told = progress is not None
+        request = {"operation": operation, "arguments": arguments, "progress": told}
         try:
             self.process.stdin.write(json.dumps(request, default=str) + "\n")
             self.process.stdin.flush()
-            line = self.process.stdout.readline()
+            while (line := self.process.stdout.readline()) and progress:
+                if "progress" not in (answer := json.loads(line)):
+                    break
+                progress(*answer["progress"])
         except BrokenPipeError:
             line = ""
         if not line:
@@ -118,18 +132,26 @@ def _plain(value: Any) -> Any:
 def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
+
+    def send(answer: dict[str, Any]) -> None:
+        answers.write(json.dumps(answer, default=str) + "\n")
+        answers.flush()
+
+    def tell(done: int, total: int) -> None:
+        send({"progress": [done, total]})
+
     _import_quickly()
     for line in sys.stdin:
         request = json.loads(line)
+        told = tell if request["progress"] else None
         try:
-            answer = {"result": perform(request["operation"], request["arguments"])}
+            answer = {"result": perform(request["operation"], request["arguments"], told)}
         except HybridizeError as error:
             findings = [vars(finding) for finding in error.findings]
             answer = {"findings": findings, "exit_status": error.exit_status}
         except OSError as error:  # a full disk is told by the parent, as its own would be
             answer = {"os_error": [error.errno, error.strerror, error.filename]}
-        answers.write(json.dumps(answer, default=str) + "\n")
-        answers.flush()
+        send(answer)
 
 
 def _import_quickly() -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hybridize.assembler import check as checks
 from hybridize.assembler import compute as computing
+from hybridize.assembler import fitting
+from hybridize.assembler.donors import load_donor
 from hybridize.assembler.layout import hybrid_layout, keep_fp32_names
+from hybridize.assembler.loading import Weights
 from hybridize.assembler.proof import prove_native
 from hybridize.assembler.runtime import HybridConfig
 from hybridize.assembler.runtime.configuration_hybridize import read_config
+from hybridize.assembler.stack import Bridge
 from hybridize.errors import HybridizeError
 
 
@@ -50,11 +56,57 @@ def native_fp32(
     return keep_fp32_names(read_config(config), _shapes(tensors))
 
 
+def fit(
+    *,
+    config: dict[str, Any],
+    donors: Mapping[str, str],
+    tokenizers: Mapping[str, str],
+    tokenizer: str,
+    bridges: list[dict[str, Any]],
+    text: Mapping[str, Any],
+    parameters: str,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Fit the bridges of a hybrid, write their parameters, and measure it beside its controls.
+
+    Args:
+        donors: folder of each donor.
+        tokenizers: folder of the tokenizer that each donor reads with; `tokenizer`: the hybrid's.
+        text: `file` of documents, `domains`, `length`, `held_out`, `seed`, `stream`.
+        parameters: safetensors file to write.
+        progress: called with the tokens read so far, and those to be read in all.
+    """
+    found = {
+        name: load_donor(Path(folder), name=name, source=folder, place=folder)
+        for name, folder in donors.items()
+    }
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return fitting.run(
+        Weights(found, device),
+        config,
+        [Bridge.from_dict(fields) for fields in bridges],
+        tokenizers={name: Path(folder) for name, folder in tokenizers.items()},
+        tokenizer=Path(tokenizer),
+        text=text,
+        parameters=Path(parameters),
+        progress=progress,
+    )
+
+
 def compute(
-    *, file: str, outputs: list[dict[str, Any]], bridges: Mapping[str, dict[str, Any]]
+    *,
+    file: str,
+    outputs: list[dict[str, Any]],
+    bridges: Mapping[str, dict[str, Any]],
+    fitted: str | None,
 ) -> dict[str, str]:
     """Fill the holes of a shard; hash of each tensor."""
-    return computing.fill(Path(file), outputs, bridges)
+    return computing.fill(
+        Path(file),
+        outputs,
+        {where: Bridge.from_dict(fields) for where, fields in bridges.items()},
+        Path(fitted) if fitted else None,
+    )
 
 
 def check(*, folder: str, mode: str) -> dict[str, Any]:

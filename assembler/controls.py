@@ -1,0 +1,77 @@
+"""Is a hybrid worth anything? Its loss beside that of what it must beat (torch side).
+
+Measured on held-out text, in nats per byte, since tokenizers differ: each donor alone; each span of
+slots between two bridges replaced by a matrix; and a model that knows only how frequent tokens are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybridize.assembler.bridging import Null
+from hybridize.assembler.models import Models, Nats, Progress, held_out_loss, whole
+from hybridize.assembler.streams import Stream
+from hybridize.assembler.windows import Encoded, Reader, Windows
+
+Losses = dict[str, dict[str, float]]  # by domain
+
+
+@torch.no_grad()
+def measure(
+    models: Models, windows: Sequence[Windows], nulls: Sequence[Null], progress: Progress
+) -> dict[str, Any]:
+    """Losses of the hybrid and of its controls, by domain.
+
+    Returns:
+        Of each, by domain, `per_byte` and `per_token` of its own tokenizer, in nats.
+        `hybrid`, `unigram`: losses; `donors`: of each donor; `null`: of the hybrid with one span
+        replaced, by the slots of the span.
+    """
+
+    def losses(reader: Reader, nats: Nats) -> Losses:
+        return {part.domain.name: held_out_loss(part, reader, nats, progress) for part in windows}
+
+    return {
+        "unigram": losses(models.reader, _unigram(models.reader, windows)),
+        "donors": {
+            donor: losses(models.readers[donor], whole(models.alone(donor)))
+            for donor in models.donors
+        },
+        "null": {null.span: losses(models.reader, _without(models, null)) for null in nulls},
+        "hybrid": losses(models.reader, whole(models.hybrid)),
+    }
+
+
+def _without(models: Models, null: Null) -> Nats:
+    """The hybrid with a span's ridge map in the span's place."""
+    norm = getattr(models.module(null.bridge), "norm", None)
+
+    def nats(batch: Encoded) -> Tensor:
+        stream = Stream(models.hybrid, batch.tokens, batch.mask)
+        hidden = stream.run(stream.first, 0, null.first)
+        hidden = null.affine(hidden if norm is None else norm(hidden))
+        hidden = stream.run(hidden, null.last, stream.depth, crossed=True)
+        return stream.nats(hidden, crossed=null.last == stream.depth)
+
+    return nats
+
+
+def _unigram(reader: Reader, windows: Sequence[Windows]) -> Nats:
+    """Frequencies of the tokens in the text that the bridges were fitted on."""
+    counts = torch.ones(reader.rows, dtype=torch.float64)  # none has probability 0
+    for part in windows:
+        for text in part.fit:
+            ids, _ = reader.tokens(text)
+            counts += torch.bincount(torch.tensor(ids), minlength=reader.rows)
+    nats = counts.sum().log() - counts.log()
+
+    def of_rows(batch: Encoded) -> Tensor:
+        tokens = batch.tokens[:, 1:].cpu()
+        real = torch.ones_like(tokens) if batch.mask is None else batch.mask[:, 1:].cpu()
+        return (nats[tokens] * real).sum(1)
+
+    return of_rows

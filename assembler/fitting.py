@@ -1,0 +1,141 @@
+"""Fit the bridges of a hybrid on text, then measure it beside its controls (torch side)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from hybridize.assembler.bridging import GATE, fit_bridges
+from hybridize.assembler.controls import measure
+from hybridize.assembler.loading import Weights
+from hybridize.assembler.models import Models
+from hybridize.assembler.stack import Bridge
+from hybridize.assembler.streams import Stream
+from hybridize.assembler.windows import Domain, Reader, Windows, cut
+from hybridize.errors import HybridizeError
+
+
+def run(
+    weights: Weights,
+    config: Mapping[str, Any],
+    bridges: Sequence[Bridge],
+    *,
+    tokenizers: Mapping[str, Path],
+    tokenizer: Path,
+    text: Mapping[str, Any],
+    parameters: Path,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Fit what is to be fitted, write the parameters, measure.
+
+    Args:
+        config: content of the hybrid's config.json.
+        bridges: from below upwards.
+        tokenizers: folder of the tokenizer that each donor reads with; `tokenizer`: the hybrid's.
+        text: `file` of documents, its `domains`, and `length`, `held_out`,
+            `seed`, `stream`.
+        parameters: safetensors file to write: `PLACE/NAME` in fp32 for each bridge that is fitted.
+        progress: called with the tokens read so far, and those to be read in all.
+
+    Returns:
+        `bridges`: how well each was fitted; `losses`: see `measure`; `domains`: what was read.
+    """
+    readers = {name: _reader(weights, name, folder) for name, folder in tokenizers.items()}
+    reader = _reader(weights, config["embeddings"], tokenizer)
+    windows = cut(
+        Path(text["file"]),
+        [Domain(**domain) for domain in text["domains"]],
+        reader,
+        length=text["length"],
+        held_out=text["held_out"],
+        seed=text["seed"],
+    )
+    models = Models(weights, config, bridges, reader=reader, readers=readers)
+    _check_layers(models, windows)
+    tell = _Progress(_tokens_to_read(models, windows), progress)
+    fitted = fit_bridges(models, windows, stream=text["stream"], progress=tell)
+    losses = measure(models, windows, fitted.nulls, tell)
+    save_file(
+        {
+            f"{where}/{name}": value.contiguous().cpu()
+            for where, values in fitted.parameters.items()
+            for name, value in values.items()
+        },
+        parameters,
+    )
+    places = {bridge.where: bridge.in_words() for bridge in bridges}
+    fits = [
+        {"place": places[fit.where], **asdict(fit), "weak": fit.weak}
+        for fit in fitted.fits.values()
+    ]
+    return {
+        "bridges": _rounded(fits),
+        "gate": GATE,
+        "losses": _rounded(losses),
+        "domains": [
+            {
+                "name": part.domain.name,
+                "tokens": part.domain.tokens,
+                "held_out_bytes": part.held_out_bytes,
+            }
+            for part in windows
+        ],
+    }
+
+
+def _rounded(value: Any) -> Any:
+    """Six digits: the rest is rounding, and follows from the number of threads."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return [_rounded(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _reader(weights: Weights, donor: str, folder: Path) -> Reader:
+    found = weights.donors[donor]
+    rows = found.anatomy.vocabulary
+    return Reader(donor, folder, rows=rows, longest=found.positions, device=weights.device)
+
+
+class _Progress:
+    """Counts the tokens that have been read."""
+
+    def __init__(self, total: int, tell: Callable[[int, int], None]) -> None:
+        self.total, self.done, self.tell = total, 0, tell
+
+    def __call__(self, num_tokens: int) -> None:
+        self.done = min(self.total, self.done + num_tokens)
+        self.tell(self.done, self.total)
+
+
+def _tokens_to_read(models: Models, windows: Sequence[Windows]) -> int:
+    """About: stretches are cut where tokens end, and padded to the longest of a batch."""
+    whole = sum(part.length * (len(part.fit) + len(part.held_out)) for part in windows)
+    judged = sum(part.length * len(part.held_out) for part in windows)
+    fits = sum(bridge.fitted for bridge in models.bridges)
+    return whole * fits + judged * (2 + len(models.donors) + fits)
+
+
+@torch.no_grad()
+def _check_layers(models: Models, windows: Sequence[Windows]) -> None:
+    """A bridging layer must begin as nothing, in every architecture."""
+    made = [i for i, slot in enumerate(models.hybrid.config.slots) if slot.get("made")]
+    if not made:
+        return
+    batch = models.reader.encode(windows[0].fit[:1])
+    stream = Stream(models.hybrid, batch.tokens, batch.mask)
+    for index in made:
+        hidden = stream.stack.cross(index, stream.run(stream.first, 0, index), stream.first.dtype)
+        if not torch.equal(stream.stack.run_slot(index, hidden), hidden):
+            donor = models.hybrid.config.slots[index]["donor"]
+            raise HybridizeError(
+                f"a layer of donor '{donor}' changes the stream even with its output projections "
+                "at zero: it cannot be a bridging layer",
+                fix="use kind: linear",
+            )
