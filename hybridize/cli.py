@@ -105,6 +105,7 @@ def build(
 ) -> None:
     """Assemble RECIPE into a safetensors model, check it, publish it whole."""
     from hybridize.assembler.assemble import build as assemble
+    from hybridize.assembler.fit_report import fit_table
     from hybridize.assembler.plan import make_plan
     from hybridize.assembler.plan_report import plan_as_dict, plan_table
     from hybridize.assembler.staging import check_target
@@ -117,11 +118,13 @@ def build(
     planned = make_plan(read, offline=offline)
     if not as_json:
         show(plan_table(planned))
-    built = assemble(planned, target, force=force, check=check)
+    built = assemble(planned, target, force=force, check=check, offline=offline)
     if as_json:
         show_json({"plan": plan_as_dict(built.plan), **built.as_dict()})
     else:
         show(built.summary())
+        if built.fit:
+            show(fit_table(built.fit))
 
 
 @main.command(short_help="Check a built model again")

@@ -52,32 +52,54 @@ def byte_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     if sys.stderr.isatty():
         from rich import progress
 
-        columns = (
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.DownloadColumn(),
-            progress.TransferSpeedColumn(),
-            progress.TimeRemainingColumn(),
-        )
-        with progress.Progress(*columns, console=Console(stderr=True)) as bar:
+        columns = (progress.DownloadColumn(), progress.TransferSpeedColumn())
+        with _bar(*columns) as bar:
             task = bar.add_task(label, total=total)
             yield lambda nbytes: bar.advance(task, nbytes)
     else:
-        yield _Lines(label, total).advance
+        lines, done = _Lines(label, size), 0
+
+        def advance(nbytes: int) -> None:
+            nonlocal done
+            done += nbytes
+            lines.tell(done, total)
+
+        yield advance
+
+
+@contextmanager
+def token_progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Progress in tokens, told as those done and all of them; shown as `byte_progress` does."""
+    if sys.stderr.isatty():
+        from rich import progress
+
+        with _bar(progress.TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens")) as bar:
+            task = bar.add_task(label, total=1)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+    else:
+        yield _Lines(label, lambda tokens: f"{tokens:,.0f}", " tokens").tell
+
+
+def _bar(*columns: Any) -> Any:
+    from rich import progress
+
+    first = (progress.TextColumn("{task.description}"), progress.BarColumn())
+    last = progress.TimeRemainingColumn()
+    return progress.Progress(*first, *columns, last, console=Console(stderr=True))
 
 
 class _Lines:
     EVERY = 5.0  # seconds
 
-    def __init__(self, label: str, total: int) -> None:
-        self.label, self.total, self.done = label, total, 0
+    def __init__(self, label: str, text: Callable[[float], str], unit: str = "") -> None:
+        self.label, self.text, self.unit = label, text, unit
         self.start = self.last = time.monotonic()
 
-    def advance(self, nbytes: int) -> None:
-        self.done += nbytes
+    def tell(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if now - self.last < self.EVERY or not 0 < self.done < self.total:
+        if now - self.last < self.EVERY or not 0 < done < total:
             return
         self.last = now
-        left = (self.total - self.done) * (now - self.start) / self.done
-        say(f"{self.label}: {size(self.done)} of {size(self.total)}, {left:.0f} s left")
+        left = (total - done) * (now - self.start) / done
+        amount = f"{self.text(done)} of {self.text(total)}{self.unit}"
+        say(f"{self.label}: {amount}, {left:.0f} s left")

@@ -17,11 +17,12 @@ from hybridize.assembler import assemble
 from hybridize.assembler import verify as verifying
 from hybridize.assembler.prover import LocalProver
 from hybridize.cli import main
-from tests.assembler.stacks import save_donor, write_recipe
+from tests.assembler.stacks import UNFITTED, save_donor, write_recipe
 
 RECIPE: dict[str, Any] = {
     "donors": {"a": {"model": "a"}, "b": {"model": "b"}},
     "slots": [{"from": "a", "layers": "0-1"}, {"from": "b", "layers": "2-3"}],
+    "bridges": UNFITTED,
 }
 
 

@@ -11,9 +11,9 @@ import torch
 from hybridize.assembler.plan import make_plan
 from hybridize.assembler.plan_report import plan_table
 from hybridize.console import show
+from hybridize.corpus import DOMAINS, Corpus, is_held_out, read_corpus, split_source
 from hybridize.demo import donors as donors_module
 from hybridize.demo import training
-from hybridize.demo.corpus import DOMAINS, Corpus, is_held_out, read_corpus, split_source
 from hybridize.demo.donors import (
     DONORS,
     donor_keys,
@@ -225,6 +225,7 @@ def checkout(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "recipes" / "demo", folder / "recipes" / "demo")
     tokenizer = train_tokenizer(corpus)
     for name, recipe in DONORS.items():
+        torch.manual_seed(0)  # a fine-tune shares its base's basis
         model = make_model(recipe if not recipe.base else DONORS[recipe.base], tokenizer)
         model.save_pretrained(folder / "out" / "demo" / "donors" / name)
         tokenizer.save_pretrained(folder / "out" / "demo" / "donors" / name)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from hybridize.cli import main
-from hybridize.recipe import BridgesSpec, Recipe, load_recipe
+from hybridize.recipe import BridgesSpec, CalibrationSpec, Recipe, TextSpec, load_recipe
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -33,6 +33,9 @@ def test_every_key_of_a_recipe_is_documented() -> None:
         key for cell in first_cells("docs/recipe.md", "`bridges`") for key in cell.split(", ")
     }
     assert bridges == set(BridgesSpec.model_fields)
+    calibration = first_cells("docs/recipe.md", "`calibration`")
+    assert calibration == list(CalibrationSpec.model_fields)
+    assert first_cells("docs/recipe.md", "Text") == list(TextSpec.model_fields)
 
 
 def test_every_command_is_documented_and_no_other() -> None:

@@ -36,6 +36,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file.write_text(
         "donors: {one: {model: one}, other: {model: other}}\n"
         "slots: [{from: one, layers: 0-11}, {from: other, layers: 4-11}]\nshard_size: 50MB\n"
+        "bridges: {where: none}\n"  # random weights have no basis in common
     )
     return file
 

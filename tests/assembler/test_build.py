@@ -22,6 +22,7 @@ from hybridize.assembler.verify import verify
 from hybridize.checkpoint import open_checkpoint
 from hybridize.errors import HybridizeError
 from tests.assembler.stacks import (
+    UNFITTED,
     assert_same,
     build_in,
     load,
@@ -35,6 +36,7 @@ from tests.tiny import tiny_model
 STACK = {
     "donors": {"a": {"model": "a"}, "b": {"model": "b"}},
     "slots": [{"from": "a", "layers": "0-2"}, {"from": "b", "layers": [1, 1, 3]}],
+    "bridges": UNFITTED,
 }
 HYBRID = STACK | {"target": "hybrid"}
 
@@ -283,7 +285,9 @@ runpy.run_module("hybridize", run_name="__main__")
 def test_trouble_in_the_second_process_is_told_by_the_first(tmp_path: Path) -> None:
     with closing(ProcessProver()) as prover:
         with pytest.raises(FileNotFoundError, match="absent"):
-            prover.submit("compute", file=str(tmp_path / "absent"), outputs=[], bridges={}).result()
+            prover.submit(
+                "compute", file=str(tmp_path / "absent"), outputs=[], bridges={}, fitted=None
+            ).result()
         with pytest.raises(HybridizeError, match=r"config\.json is missing"):
             prover.submit("check", folder=str(tmp_path), mode="structure").result()
         with pytest.raises(HybridizeError, match=r"(?s)ended with status 1 at 'check'.*TypeError"):

@@ -21,6 +21,7 @@ RECIPES = {
     "native": """
 donors: {a: {model: llama}, b: {model: other}}
 slots: [{from: a, layers: 0-3}, {from: b, layers: [3, 3, 1]}]
+bridges: {where: none}
 shard_size: 60KB
 """,
     "hybrid": """

@@ -30,6 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_llama(folder / "narrow", width=512, layers=12, seed=1, shard=20_000_000)
     write_llama(folder / "wide", width=640, layers=8, seed=2, shard=20_000_000)
     donors = "donors: {narrow: {model: narrow}, wide: {model: wide}}\nshard_size: 7MB\n"
+    donors += "bridges: {init: random}\n"
     (folder / "new.yaml").write_text(
         donors + "name: model\n"
         "slots: [{from: narrow, layers: 0-11}, {from: wide, layers: 0-7}, {from: narrow, layer: 3}]"

@@ -191,7 +191,7 @@ def test_a_recipe_with_merged_donors_builds(donors: Path, tmp_path: Path) -> Non
     recipe.write_text(
         "donors: {blend: {merge: ties.yaml}, mix: {merge: slerp.yaml}, qwen: {model: qwen}}\n"
         "slots:\n- {from: blend, layers: 0-2}\n- {from: mix, layers: 1-2}\n"
-        "- {from: qwen, layer: 3}\nhead: blend\n"
+        "- {from: qwen, layer: 3}\nhead: blend\nbridges: {where: none}\n"
     )
     plan = make_plan(load_recipe(recipe), offline=True)
     build(plan, tmp_path / "out", prover=LocalProver())

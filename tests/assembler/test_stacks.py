@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tests.assembler.stacks import build_in, generate, load, save_donor, tokens
+from tests.assembler.stacks import UNFITTED, build_in, generate, load, save_donor, tokens
 
 Picks = Sequence[tuple[str, int]]
 
@@ -108,6 +108,7 @@ def recipe(layout: str, folder: Path, **more: Any) -> dict[str, Any]:
     return {
         "donors": {name: {"model": name} for name in donors},
         "slots": [{"from": name, "layer": j} for name, j in picks],
+        "bridges": UNFITTED,
         **more,
     }
 

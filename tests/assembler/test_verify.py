@@ -14,11 +14,12 @@ from hybridize.assembler.prover import LocalProver
 from hybridize.assembler.verify import Verification, verify
 from hybridize.checkpoint import open_checkpoint
 from hybridize.errors import HybridizeError
-from tests.assembler.stacks import build_in, save_donor
+from tests.assembler.stacks import UNFITTED, build_in, save_donor
 
 RECIPE = {
     "donors": {"a": {"model": "a"}, "b": {"model": "b"}},
     "slots": [{"from": "a", "layers": "0-1"}, {"from": "b", "layers": "2-3"}],
+    "bridges": UNFITTED,
     "target": "hybrid",
 }
 
