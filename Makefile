@@ -5,15 +5,16 @@ BIN := .venv/bin
 MADE := .venv/.made
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 4
 
-.PHONY: help demo test test-slow check bench clean
+.PHONY: help demo test test-slow check bench bench-bridges clean
 
 help:
-	@echo "make demo       train small donors, build and verify every recipe of recipes/demo"
-	@echo "make test       the fast tests"
-	@echo "make test-slow  all tests"
-	@echo "make check      ruff, mypy and the fast tests: what CI runs"
-	@echo "make bench      what we claim about speed, measured"
-	@echo "make clean      remove .venv and everything that was built"
+	@echo "make demo           train small donors, build and verify every recipe of recipes/demo"
+	@echo "make test           the fast tests"
+	@echo "make test-slow      all tests"
+	@echo "make check          ruff, mypy and the fast tests: what CI runs"
+	@echo "make bench          what we claim about speed, measured"
+	@echo "make bench-bridges  what we claim about bridges, measured"
+	@echo "make clean          remove .venv and everything that was built"
 
 $(MADE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hybridize needs Python 3.11 or newer; make PYTHON=python3.12, say")'
@@ -38,6 +39,9 @@ check: $(MADE)
 
 bench: $(MADE)
 	$(BIN)/python benchmarks/bench_build.py
+
+bench-bridges: $(MADE)
+	$(BIN)/python benchmarks/bench_bridges.py
 
 clean:
 	rm -rf .venv out build dist hybridize.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -155,7 +155,7 @@ def _recipes(folder: Path) -> tuple[Path, Path]:
     recipe = folder / "stack.yaml"
     recipe.write_text(
         f"donors: {{a: {{model: a}}, b: {{model: b}}}}\nslots: [{', '.join(slots)}]\n"
-        f"shard_size: {SHARD // 10**6}MB\n"
+        f"shard_size: {SHARD // 10**6}MB\nbridges: {{where: none}}\n"
     )
     slices = [
         {"sources": [{"model": str(folder / name), "layer_range": [a, b + 1]}]}
@@ -190,6 +190,7 @@ def _quick(folder: Path) -> dict[str, Any]:
     recipe.write_text(
         f"donors: {{{', '.join(f'{name}: {{model: {name}}}' for name in names)}}}\n"
         f"slots: [{', '.join(f'{{from: {name}, layers: 2-21}}' for name in names)}]\n"
+        "bridges: {init: random}\n"
     )
     command = [sys.executable, "-m", "hybridize"]
     return {
