@@ -58,7 +58,7 @@ def _against_controls(fit: Fit) -> Iterator[str]:
         best = min(losses["donors"], key=lambda d: losses["donors"][d][name]["per_byte"])
         gap = here - losses["donors"][best][name]["per_byte"]
         words = (
-            f"{name}: {abs(gap):.3f} nats per byte {'above' if gap > 0 else 'below'} {best} alone"
+            f"{name}: {abs(gap):.3f} nats per byte {'worse' if gap > 0 else 'better'} than {best} alone"
         )
         idle = [s for s, row in losses["null"].items() if row[name]["per_byte"] <= here]
         if idle:
