@@ -57,9 +57,8 @@ def _against_controls(fit: Fit) -> Iterator[str]:
         here = losses["hybrid"][name]["per_byte"]
         best = min(losses["donors"], key=lambda d: losses["donors"][d][name]["per_byte"])
         gap = here - losses["donors"][best][name]["per_byte"]
-        words = (
-            f"{name}: {abs(gap):.3f} nats per byte {'worse' if gap > 0 else 'better'} than {best} alone"
-        )
+        better = "worse" if gap > 0 else "better"
+        words = f"{name}: {abs(gap):.3f} nats per byte {better} than {best} alone"
         idle = [s for s, row in losses["null"].items() if row[name]["per_byte"] <= here]
         if idle:
             words += f"; worth no more than a matrix: {', '.join(idle)}"
