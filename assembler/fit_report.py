@@ -72,7 +72,7 @@ def _bridges(fit: Fit) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("bridge")
     table.add_column("init")
-    for heading in ("lambda", "tokens", "aligned", *(f"R2 {d}" for d in domains), "length"):
+    for heading in ("lambda", "tokens", "aligned", *(f"R2 {d}" for d in domains), "RMS ratio"):
         table.add_column(heading, justify="right")
     for bridge in fit["bridges"]:
         table.add_row(

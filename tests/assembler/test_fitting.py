@@ -372,3 +372,21 @@ def test_relatives_are_measured_where_the_recipe_has_text(tmp_path: Path) -> Non
     assert built.fit["bridges"] == []
     assert losses(built)["hybrid"] == losses(built)["donors"]["base"]
     assert losses(built)["null"] == {}
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_around_a_swapped_module_auto_takes_what_the_loss_says(tmp_path: Path, layer: int) -> None:
+    """Both maps or neither: the better of the two on held-out text."""
+    save_reader(tmp_path / "host", "qwen3", **SHAPE)
+    save_reader(tmp_path / "guest", "olmo_hybrid", seed=1, **SHAPE)
+    slots: list[dict[str, Any]] = [{"from": "host", "layer": i} for i in range(4)]
+    slots[layer]["mixer"] = {"from": "guest", "layer": layer}
+    found = {}
+    for init in ("auto", "ridge", "identity"):
+        written = recipe(tmp_path, slots, bridges={"init": init})
+        built = build_in(tmp_path, written, out=init)
+        assert built.fit is not None
+        found[init] = losses(built)["hybrid"]["text"]["per_byte"]
+        chosen = {fit["init"] for fit in built.fit["bridges"]}
+        assert len(chosen) == (0 if init == "identity" else 1)
+    assert found["auto"] == pytest.approx(min(found["ridge"], found["identity"]), rel=1e-6)
