@@ -66,12 +66,16 @@ def hybrid_layout(config: dict[str, Any], donors: Mapping[str, DiskTensors]) -> 
         donors: donor name -> what lies in its safetensors files.
 
     Raises:
-        HybridizeError: a tensor of a used part has no source, a used part does not know a tensor
-            that lies in it, shapes differ, or a conversion does more than move bytes.
+        HybridizeError: the runtime cannot take a donor apart; a tensor of a used part has no
+            source, or a used part does not know a tensor that lies in it; shapes differ; or a
+            conversion does more than move bytes.
     """
     hybrid_config = HybridConfig.from_dict(config)
-    model = meta_model(lambda: HybridForCausalLM(hybrid_config))
-    sources = {n: DonorTensors(n, hybrid_config, donors[n]) for n in hybrid_config.donors}
+    try:
+        model = meta_model(lambda: HybridForCausalLM(hybrid_config))
+        sources = {n: DonorTensors(n, hybrid_config, donors[n]) for n in hybrid_config.donors}
+    except NotImplementedError as error:  # the runtime's word for a donor that it cannot take apart
+        raise HybridizeError(str(error)) from error
     origins = find_origins(hybrid_config, sources)
     _refuse_unused(hybrid_config, sources, origins)
 

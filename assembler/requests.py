@@ -20,7 +20,6 @@ from hybridize.assembler.proof import prove_native
 from hybridize.assembler.runtime import HybridConfig
 from hybridize.assembler.runtime.configuration_hybridize import read_config
 from hybridize.assembler.stack import Bridge
-from hybridize.errors import HybridizeError
 
 
 def prove(
@@ -41,10 +40,7 @@ def layout(
 ) -> dict[str, Any]:
     """Tensors of a hybrid, and the config.json to write."""
     shapes = {name: _shapes(tensors) for name, tensors in donors.items()}
-    try:
-        tensors = hybrid_layout(config, shapes)
-    except NotImplementedError as error:  # the runtime's word for a donor that it cannot take apart
-        raise HybridizeError(str(error)) from error
+    tensors = hybrid_layout(config, shapes)
     written = json.loads(HybridConfig.from_dict(config).to_json_string())
     return {"tensors": [asdict(tensor) for tensor in tensors], "config": written}
 
