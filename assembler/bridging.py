@@ -145,15 +145,16 @@ class _Work:
             return
         fitted = {bridge.where: self.fitted.parameters[bridge.where] for bridge in pair}
         with_maps = self._loss()
+        device = self.models.reader.device
         for bridge in pair:
-            self.models.set(bridge, _parameters(bridge, _identity(bridge)))
+            self.models.set(bridge, _parameters(bridge, _identity(bridge, device)))
         if with_maps < self._loss():
             for bridge in pair:
                 self.models.set(bridge, fitted[bridge.where])
             return
         for bridge in pair:
             sums = self._pass(bridge, [bridge.writes])
-            self._keep(bridge, sums, _identity(bridge), "identity", None)
+            self._keep(bridge, sums, _identity(bridge, device), "identity", None)
 
     def _loss(self) -> float:
         """The hybrid's loss as it is, over the domains by their share of the text."""
@@ -251,8 +252,8 @@ def _parameters(bridge: Bridge, affine: Affine) -> Parameters:
     return found
 
 
-def _identity(bridge: Bridge) -> Affine:
-    eye = torch.eye(bridge.width_out, bridge.width_in, dtype=torch.float64)
+def _identity(bridge: Bridge, device: torch.device | str) -> Affine:
+    eye = torch.eye(bridge.width_out, bridge.width_in, dtype=torch.float64, device=device)
     return Affine(eye, eye.new_zeros(bridge.width_out))
 
 
@@ -292,8 +293,7 @@ def _solve(
     maps = (closest(bridge, affine, seen) for affine in ridge(seen, bias=bridge.bias))
     affine, index = _best(maps, judges, windows)
     if bridge.init == "auto":
-        width = (bridge.width_out, bridge.width_in)
-        eye = Affine(torch.eye(*width).to(seen.xx), torch.zeros_like(seen.y))
+        eye = _identity(bridge, seen.xx.device)
         eye = Affine(closest(bridge, eye, seen).weight, eye.bias)
         if _loss(eye, judges, windows) <= _loss(affine, judges, windows):
             return eye, "identity", None
