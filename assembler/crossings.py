@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from hybridize.assembler.donors import Donor
 from hybridize.assembler.stack import ENTER, HEAD, LEAVE, Bridge, Slot, State, Swap
@@ -98,18 +99,15 @@ class _Bridges:
         # A whole layer, or nothing at all, makes no sense inside of a layer.
         plain = self.spec.kind in ("linear", "lowrank")
         spec = self.spec if plain else self.spec.model_copy(update={"kind": "linear"})
-        host, guest = (slot.donor, slot.layer, swap.path), (swap.donor, swap.layer, swap.module)
-        for side, (reads, writes), end in (
-            (ENTER, (host, guest), "in"),
-            (LEAVE, (guest, host), "out"),
-        ):
-            self._add(
-                spec,
-                f"{index}.{swap.path}.{side}",
-                (reads[0], State(reads[1], reads[2], end)),  # type: ignore[arg-type]
-                (writes[0], State(writes[1], writes[2], end)),  # type: ignore[arg-type]
-                place,
-            )
+
+        def states(side: Literal["in", "out"]) -> tuple[tuple[str, State], tuple[str, State]]:
+            host = slot.donor, State(slot.layer, swap.path, side)
+            return host, (swap.donor, State(swap.layer, swap.module, side))
+
+        host, guest = states("in")
+        self._add(spec, f"{index}.{swap.path}.{ENTER}", host, guest, place)
+        host, guest = states("out")
+        self._add(spec, f"{index}.{swap.path}.{LEAVE}", guest, host, place)
 
     def _add(
         self,

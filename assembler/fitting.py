@@ -37,8 +37,7 @@ def run(
         config: content of the hybrid's config.json.
         bridges: from below upwards.
         tokenizers: folder of the tokenizer that each donor reads with; `tokenizer`: the hybrid's.
-        text: `file` of documents, its `domains`, and `length`, `held_out`,
-            `seed`, `stream`.
+        text: `file` of documents, its `domains`, and `length`, `held_out`, `seed`, `stream`.
         parameters: safetensors file to write: `PLACE/NAME` in fp32 for each bridge that is fitted.
         progress: called with the tokens read so far, and those to be read in all.
 

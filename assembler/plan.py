@@ -253,19 +253,8 @@ def _tied(recipe: RecipeFile, embeddings: Donor, head: Donor, findings: list[Fin
                 place=recipe.place("head" if recipe.recipe.head else "slots"),
             )
         )
-    rows = (head.anatomy.head or (head.anatomy.embedding,))[0].shape[0]
-    if rows != embeddings.anatomy.vocabulary:
-        findings.append(
-            Finding(
-                f"the vocabulary differs: {embeddings.anatomy.vocabulary} rows in the embeddings "
-                f"of '{embeddings.name}', {rows} in the head of '{head.name}'",
-                fix="take embeddings and head from one donor: "
-                f"embeddings: {head.name}, or head: {embeddings.name}",
-                place=recipe.place("head" if recipe.recipe.head else "slots"),
-            )
-        )
+    refuse_other_tokens(recipe, embeddings, head, findings)
     if embeddings.name != head.name:
-        refuse_other_tokens(recipe, embeddings, head, findings)
         return False
     if not has_head:
         return True

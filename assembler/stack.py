@@ -77,19 +77,24 @@ class Bridge:
         """Where it stands: before slot 4, before the head, behind slot 4's self_attn."""
         if self.where == HEAD:
             return "before the head"
-        slot, _, module = self.where.partition(".")
-        if not module:
+        slot, path, side = self._parts
+        if not path:
             return f"before slot {slot}"
-        path, _, side = module.rpartition(".")
         return f"{'before' if side == ENTER else 'behind'} slot {slot}'s {path}"
+
+    @property
+    def _parts(self) -> tuple[str, str, str]:
+        """Slot, path of a swapped module, and side of it; the last two are empty between slots."""
+        slot, _, module = self.where.partition(".")
+        path, _, side = module.rpartition(".")
+        return slot, path, side
 
     @property
     def at(self) -> State | None:
         """The state of the hybrid that it maps; None: before the final norm."""
         if self.where == HEAD:
             return None
-        slot, _, module = self.where.partition(".")
-        path, _, side = module.rpartition(".")
+        slot, path, side = self._parts
         if side == LEAVE:  # what the module itself gives, without this bridge
             return State(int(slot), f"{path}.module", "out")
         return State(int(slot), path or None)

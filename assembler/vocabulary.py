@@ -46,18 +46,29 @@ def choose_tokenizer(
 def refuse_other_tokens(
     recipe: RecipeFile, embeddings: Donor, head: Donor, findings: list[Finding]
 ) -> None:
-    """Two tokenizers may be of one size, and mean other tokens by the same numbers."""
-    share = shared_tokens(embeddings, head)
-    if share is not None and share < SAME_TOKENS:
-        findings.append(
-            Finding(
-                f"the tokens differ: {share:.0%} of the numbers that the embeddings of "
-                f"'{embeddings.name}' read mean the same to the head of '{head.name}'",
-                fix="take embeddings and head from one donor: "
-                f"embeddings: {head.name}, or head: {embeddings.name}",
-                place=recipe.place("head" if recipe.recipe.head else "slots"),
-            )
+    """A head that writes other tokens than the embeddings read.
+
+    Two tokenizers may also be of one size, and mean other tokens by the same numbers.
+    """
+    found = []
+    rows = (head.anatomy.head or (head.anatomy.embedding,))[0].shape[0]
+    if rows != embeddings.anatomy.vocabulary:
+        found.append(
+            f"the vocabulary differs: {embeddings.anatomy.vocabulary} rows in the embeddings "
+            f"of '{embeddings.name}', {rows} in the head of '{head.name}'"
         )
+    share = shared_tokens(embeddings, head) if embeddings.name != head.name else None
+    if share is not None and share < SAME_TOKENS:
+        found.append(
+            f"the tokens differ: {share:.0%} of the numbers that the embeddings of "
+            f"'{embeddings.name}' read mean the same to the head of '{head.name}'"
+        )
+    fix = (
+        "take embeddings and head from one donor: "
+        f"embeddings: {head.name}, or head: {embeddings.name}"
+    )
+    place = recipe.place("head" if recipe.recipe.head else "slots")
+    findings += [Finding(text, fix, place) for text in found]
 
 
 def shared_tokens(one: Donor, other: Donor) -> float | None:
