@@ -14,7 +14,8 @@ from blake3 import blake3
 
 from hybridize.corpus import DOMAINS, Corpus, read_corpus
 from hybridize.errors import Finding, HybridizeError
-from hybridize.recipe import CalibrationSpec, RecipeFile, TextSpec
+from hybridize.recipe import RecipeFile
+from hybridize.recipe_sections import CalibrationSpec, TextSpec
 from hybridize.text import find_text, read_text
 
 BYTES_PER_TOKEN = 16  # of UTF-8 that are gathered: more than any tokenizer in use takes on average

@@ -11,10 +11,10 @@ import torch
 from blake3 import blake3
 from safetensors.torch import load_file
 
-from hybridize.assembler.loading import TORCH
 from hybridize.assembler.models import initial
 from hybridize.assembler.shards import ZEROS
 from hybridize.assembler.stack import Bridge
+from hybridize.assembler.tensors import TORCH
 from hybridize.errors import HybridizeError
 
 CHUNK = 1 << 22  # elements

@@ -6,7 +6,7 @@ slots between two bridges replaced by a matrix; and a model that knows only how 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +22,17 @@ Losses = dict[str, dict[str, float]]  # by domain
 
 @torch.no_grad()
 def measure(
-    models: Models, windows: Sequence[Windows], nulls: Sequence[Null], progress: Progress
+    models: Models,
+    windows: Sequence[Windows],
+    nulls: Sequence[Null],
+    progress: Progress,
+    *,
+    donors: Mapping[str, Losses] | None = None,
 ) -> dict[str, Any]:
     """Losses of the hybrid and of its controls, by domain.
+
+    Args:
+        donors: losses of donors alone on this text, if they are known.
 
     Returns:
         Of each, by domain, `per_byte` and `per_token` of its own tokenizer, in nats.
@@ -39,6 +47,8 @@ def measure(
         "unigram": losses(models.reader, _unigram(models.reader, windows)),
         "donors": {
             donor: losses(models.readers[donor], whole(models.alone(donor)))
+            if donors is None
+            else donors[donor]
             for donor in models.donors
         },
         "null": {null.span: losses(models.reader, _without(models, null)) for null in nulls},

@@ -9,7 +9,8 @@ from hybridize.assembler.donors import Donor
 from hybridize.assembler.stack import ENTER, HEAD, LEAVE, Bridge, Slot, State, Swap
 from hybridize.errors import Finding
 from hybridize.plugins import load_plugin
-from hybridize.recipe import BridgeSpec, BridgesSpec, RecipeFile
+from hybridize.recipe import RecipeFile
+from hybridize.recipe_sections import BridgeSpec, BridgesSpec
 
 
 def add_bridges(

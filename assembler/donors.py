@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,11 @@ class Donor:
     @property
     def positions(self) -> int | None:
         """Tokens that the model was made to read at a time; None if its config does not say."""
-        found = (self.config.get(key) for key in POSITION_KEYS)
-        return next((n for n in found if isinstance(n, int) and n > 0), None)
+        return positions_of(self.config)
 
     @property
     def tokenizer_files(self) -> list[Path]:
-        """Files of the tokenizer; empty where the donor has none."""
-        found = [self.folder / name for name in TOKENIZER_FILES if (self.folder / name).exists()]
-        return found if any(file.name in VOCABULARY_FILES for file in found) else []
+        return tokenizer_files(self.folder)
 
     @property
     def license(self) -> str | None:
@@ -75,6 +73,18 @@ class Donor:
         front = card.read_text(encoding="utf-8", errors="replace").split("\n---", 1)[0]
         match = re.search(r"^license:\s*(\S+)", front, re.MULTILINE)
         return match[1].strip("'\"") if match and front.startswith("---") else None
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Files of a model's tokenizer; empty where it has none."""
+    found = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+    return found if any(file.name in VOCABULARY_FILES for file in found) else []
+
+
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """Tokens that a model was made to read at a time; None if its config does not say."""
+    found = (config.get(key) for key in POSITION_KEYS)
+    return next((n for n in found if isinstance(n, int) and n > 0), None)
 
 
 def load_donor(

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from hybridize.assembler.bridging import GATE, fit_bridges
-from hybridize.assembler.controls import measure
+from hybridize.assembler.bridging import GATE, Fitted, fit_bridges
+from hybridize.assembler.controls import Losses, measure
+from hybridize.assembler.donors import Donor
 from hybridize.assembler.loading import Weights
 from hybridize.assembler.models import Models
 from hybridize.assembler.stack import Bridge
@@ -44,8 +45,9 @@ def run(
     Returns:
         `bridges`: how well each was fitted; `losses`: see `measure`; `domains`: what was read.
     """
-    readers = {name: _reader(weights, name, folder) for name, folder in tokenizers.items()}
-    reader = _reader(weights, config["embeddings"], tokenizer)
+    device = weights.device
+    readers = {name: reader_of(weights.donors[name], f, device) for name, f in tokenizers.items()}
+    reader = reader_of(weights.donors[config["embeddings"]], tokenizer, device)
     windows = cut(
         Path(text["file"]),
         [Domain(**domain) for domain in text["domains"]],
@@ -55,10 +57,7 @@ def run(
         seed=text["seed"],
     )
     models = Models(weights, config, bridges, reader=reader, readers=readers)
-    _check_layers(models, windows)
-    tell = _Progress(_tokens_to_read(models, windows), progress)
-    fitted = fit_bridges(models, windows, stream=text["stream"], progress=tell)
-    losses = measure(models, windows, fitted.nulls, tell)
+    fitted, result = fit_and_measure(models, windows, stream=text["stream"], progress=progress)
     save_file(
         {
             f"{where}/{name}": value.contiguous().cpu()
@@ -67,12 +66,35 @@ def run(
         },
         parameters,
     )
-    places = {bridge.where: bridge.in_words() for bridge in bridges}
+    return result
+
+
+def fit_and_measure(
+    models: Models,
+    windows: Sequence[Windows],
+    *,
+    stream: str,
+    progress: Callable[[int, int], None],
+    donors: Mapping[str, Losses] | None = None,
+) -> tuple[Fitted, dict[str, Any]]:
+    """Fit the bridges of a hybrid in memory, which then has them, and measure it.
+
+    Args:
+        donors: losses of the donors alone on this text, if they are known.
+
+    Returns:
+        The parameters; and the result as `run` gives it.
+    """
+    _check_layers(models, windows)
+    tell = _Progress(_tokens_to_read(models, windows), progress)
+    fitted = fit_bridges(models, windows, stream=stream, progress=tell)
+    losses = measure(models, windows, fitted.nulls, tell, donors=donors)
+    places = {bridge.where: bridge.in_words() for bridge in models.bridges}
     fits = [
         {"place": places[fit.where], **asdict(fit), "weak": fit.weak}
         for fit in fitted.fits.values()
     ]
-    return {
+    return fitted, {
         "bridges": _rounded(fits),
         "gate": GATE,
         "losses": _rounded(losses),
@@ -96,10 +118,10 @@ def _rounded(value: Any) -> Any:
     return [_rounded(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def _reader(weights: Weights, donor: str, folder: Path) -> Reader:
-    found = weights.donors[donor]
-    rows = found.anatomy.vocabulary
-    return Reader(donor, folder, rows=rows, longest=found.positions, device=weights.device)
+def reader_of(donor: Donor, folder: Path, device: str = "cpu") -> Reader:
+    """A donor with the tokenizer that lies in a folder."""
+    rows = donor.anatomy.vocabulary
+    return Reader(donor.name, folder, rows=rows, longest=donor.positions, device=device)
 
 
 class _Progress:
@@ -130,8 +152,8 @@ def _check_layers(models: Models, windows: Sequence[Windows]) -> None:
     batch = models.reader.encode(windows[0].fit[:1])
     stream = Stream(models.hybrid, batch.tokens, batch.mask)
     for index in made:
-        hidden = stream.stack.cross(index, stream.run(stream.first, 0, index), stream.first.dtype)
-        if not torch.equal(stream.stack.run_slot(index, hidden), hidden):
+        hidden = stream.cross(index, stream.run(stream.first, 0, index))
+        if not torch.equal(stream.run_slot(index, hidden), hidden):
             donor = models.hybrid.config.slots[index]["donor"]
             raise HybridizeError(
                 f"a layer of donor '{donor}' changes the stream even with its output projections "

@@ -32,8 +32,8 @@ class DepthMap:
         return [
             {
                 "layer": layer.index,
-                "mixer": _mixer(self.config, layer),
-                "mlp": _mlp(layer),
+                "mixer": mixer_of(self.config, layer),
+                "mlp": mlp_of(layer),
                 "width": self.anatomy.width,
                 "parameters": layer.num_parameters,
                 "bytes": layer.nbytes,
@@ -105,7 +105,7 @@ def depth_map(checkpoint: Checkpoint, name: str) -> DepthMap:
     return DepthMap(name, checkpoint, dissect(checkpoint))
 
 
-def _mixer(config: dict[str, Any], layer: Layer) -> str:
+def mixer_of(config: dict[str, Any], layer: Layer) -> str:
     """Name of the mixer's module, with the kind that the config gives to this depth."""
     name = ", ".join(layer.mixers) or "-"
     kinds = config.get("layer_types") or config.get("layers_block_type")
@@ -114,7 +114,7 @@ def _mixer(config: dict[str, Any], layer: Layer) -> str:
     return name
 
 
-def _mlp(layer: Layer) -> str:
+def mlp_of(layer: Layer) -> str:
     name = ", ".join(layer.mlps) or "-"
     experts = {
         part[part.index("experts") + 1]

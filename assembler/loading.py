@@ -2,13 +2,13 @@
 
 A donor alone is the hybrid of all its layers in order, bit for bit. So a hybrid and its donors
 share one copy of every weight, and that copy is the page cache's: what does not fit is read again.
+A model that is larger than memory keeps on disk what is not needed at the time (`Parts`).
 """
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,12 +19,58 @@ from hybridize.assembler.donors import Donor
 from hybridize.assembler.layout import OutTensor, hybrid_layout
 from hybridize.assembler.outputs import TORCH_NAMES, tensors_of
 from hybridize.assembler.runtime import HybridConfig, HybridForCausalLM
-from hybridize.errors import HybridizeError
+from hybridize.assembler.symbolic import Piece
+from hybridize.assembler.tensors import Tensors
+from hybridize.checkpoint import Checkpoint
 
-TORCH = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "BOOL": torch.bool,
-}  # fmt: skip
+EMBEDDING, LAYERS, HEAD = "model.embed_tokens.", "model.layers.", "lm_head."
+BUILT = "built"  # what pieces of a built hybrid's own files call it
+
+Read = Callable[[OutTensor], Tensor]
+
+
+class Parts:
+    """A model, and those of its parts that are read from disk while they are in use.
+
+    Args:
+        absent: what is not in memory, by name; without it, all is.
+        read: reads it.
+    """
+
+    def __init__(
+        self,
+        model: HybridForCausalLM,
+        absent: Mapping[str, OutTensor] | None = None,
+        read: Read | None = None,
+    ) -> None:
+        self.model = model
+        self._absent, self._read = absent or {}, read
+        self._places = model.state_dict(keep_vars=True)
+
+    def embedding(self) -> Any:
+        """A context in which the embedding is in memory."""
+        return self._here(EMBEDDING)
+
+    def slot(self, index: int) -> Any:
+        """A context in which a slot's layer is in memory."""
+        return self._here(f"{LAYERS}{index}.")
+
+    def head(self) -> Any:
+        """A context in which the output head is in memory."""
+        return self._here(EMBEDDING if self.model.config.tie_word_embeddings else HEAD)
+
+    @contextmanager
+    def _here(self, prefix: str) -> Iterator[None]:
+        places = {n: self._places[n] for n in self._absent if n.startswith(prefix)}
+        away = {name: place.data for name, place in places.items()}
+        for name, place in places.items():
+            assert self._read is not None
+            place.data = self._read(self._absent[name]).to(place.dtype)
+        try:
+            yield
+        finally:
+            for name, place in places.items():
+                place.data = away[name]
 
 
 class Weights:
@@ -37,8 +83,7 @@ class Weights:
 
     def __init__(self, donors: Mapping[str, Donor], device: str = "cpu") -> None:
         self.donors, self.device = donors, device
-        self._maps: dict[Path, mmap.mmap] = {}
-        self._moved: dict[tuple[Any, ...], Tensor] = {}
+        self._tensors = Tensors({name: d.checkpoint for name, d in donors.items()}, device)
 
     def model(
         self, config: Mapping[str, Any], made: Mapping[str, Tensor] | None = None
@@ -49,59 +94,69 @@ class Weights:
             config: content of a hybrid's config.json.
             made: tensors that no donor has, by name.
         """
-        shapes = {name: tensors_of(self.donors[name]) for name in config["donors"]}
-        layout = hybrid_layout(dict(config), shapes)
-        state = {out.name: self._tensor(out) for out in layout if out.pieces or out.zero}
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        load: Any = HybridForCausalLM.from_pretrained  # its types know no state dict alone
-        model: HybridForCausalLM = load(
-            None,
-            config=HybridConfig.from_dict(dict(config)),
-            state_dict={**state, **(made or {})},
-            dtype=getattr(torch, config["dtype"]),
-            **({} if self.device == "cpu" else {"device_map": {"": self.device}}),
-        )
-        model.requires_grad_(False)
-        model.train(False)
-        return model
+        return _parts(config, self._layout(config), self._tensors, made=made).model
 
     def alone(self, name: str) -> HybridForCausalLM:
         """A donor alone: all its layers, in order."""
-        donor = self.donors[name]
-        return self.model(
-            {
-                "model_type": HybridConfig.model_type,
-                "donors": {name: donor.config},
-                "slots": [{"donor": name, "layer": i} for i in range(donor.depth)],
-                "embeddings": name,
-                "head": name,
-                "tie_word_embeddings": not donor.anatomy.head,
-                "dtype": TORCH_NAMES[donor.anatomy.dtype],
-            }
-        )
+        return self.model(alone_config(self.donors[name]))
 
-    def _tensor(self, out: OutTensor) -> Tensor:
-        if out.zero:
-            return torch.zeros(out.shape, dtype=TORCH[out.dtype], device=self.device)
-        key = (out.pieces, out.shape)
-        if key not in self._moved:
-            parts = [self._piece(p.donor, p.tensor, p.start, p.stop) for p in out.pieces]
-            whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-            self._moved[key] = whole.reshape(out.shape).to(self.device)
-        return self._moved[key]
+    def parts(self, name: str, *, streamed: bool) -> Parts:
+        """A donor alone; `streamed`: its large parts are in memory only while they are in use."""
+        config = alone_config(self.donors[name])
+        return _parts(config, self._layout(config), self._tensors, streamed=streamed)
 
-    def _piece(self, donor: str, name: str, start: int, stop: int) -> Tensor:
-        tensor = self.donors[donor].checkpoint.tensors[name]
-        dtype = TORCH[tensor.dtype]
-        offset = tensor.start + start * dtype.itemsize
-        if tensor.file not in self._maps:
-            with tensor.file.open("rb") as stream:
-                # Private pages that may be written to, though nobody does: torch asks for it.
-                self._maps[tensor.file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-        if offset + (stop - start) * dtype.itemsize > len(self._maps[tensor.file]):
-            raise HybridizeError(
-                f"tensor '{name}' ends early: the file became shorter", place=str(tensor.file)
-            )
-        return torch.frombuffer(
-            self._maps[tensor.file], dtype=dtype, count=stop - start, offset=offset
-        )
+    def _layout(self, config: Mapping[str, Any]) -> list[OutTensor]:
+        shapes = {name: tensors_of(self.donors[name]) for name in config["donors"]}
+        return hybrid_layout(dict(config), shapes)
+
+
+def built_parts(checkpoint: Checkpoint, device: str, *, streamed: bool) -> Parts:
+    """A hybrid that hybridize built, from its own files."""
+    layout = [
+        OutTensor(t.name, t.dtype, t.shape, (Piece(BUILT, t.name, 0, t.numel),), keep_fp32=False)
+        for t in checkpoint.tensors.values()
+    ]
+    tensors = Tensors({BUILT: checkpoint}, device)
+    return _parts(checkpoint.config, layout, tensors, streamed=streamed)
+
+
+def alone_config(donor: Donor) -> dict[str, Any]:
+    """config.json of the hybrid of all layers of one donor, in order."""
+    return {
+        "model_type": HybridConfig.model_type,
+        "donors": {donor.name: donor.config},
+        "slots": [{"donor": donor.name, "layer": i} for i in range(donor.depth)],
+        "embeddings": donor.name,
+        "head": donor.name,
+        "tie_word_embeddings": not donor.anatomy.head,
+        "dtype": TORCH_NAMES[donor.anatomy.dtype],
+    }
+
+
+def _parts(
+    config: Mapping[str, Any],
+    layout: Sequence[OutTensor],
+    tensors: Tensors,
+    *,
+    made: Mapping[str, Tensor] | None = None,
+    streamed: bool = False,
+) -> Parts:
+    found = {out.name: out for out in layout if out.pieces or out.zero}
+    large = (EMBEDDING, LAYERS, HEAD) if streamed else ()
+    absent = {name: out for name, out in found.items() if name.startswith(large)}
+    state = {
+        name: tensors.absent(out) if name in absent else tensors.mapped(out)
+        for name, out in found.items()
+    }
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    load: Any = HybridForCausalLM.from_pretrained  # its types know no state dict alone
+    model: HybridForCausalLM = load(
+        None,
+        config=HybridConfig.from_dict(dict(config)),
+        state_dict={**state, **(made or {})},
+        dtype=getattr(torch, config["dtype"]),
+        **({} if tensors.device == "cpu" else {"device_map": {"": tensors.device}}),
+    )
+    model.requires_grad_(False)
+    model.train(False)
+    return Parts(model, absent, tensors.read)

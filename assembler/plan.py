@@ -148,6 +148,12 @@ def make_plan(recipe: RecipeFile, *, offline: bool = False, weights: bool = True
             with what the recipe asks of them.
     """
     spec = recipe.recipe
+    if not spec.slots:
+        raise HybridizeError(
+            "the recipe has no slots yet",
+            fix="hybridize recommend RECIPE --write FILE writes a recipe with slots",
+            place=recipe.place("placement"),
+        )
     embeddings = spec.embeddings or spec.slots[0].donor
     head = spec.head or spec.slots[-1].donor
     used = _used(recipe) | {embeddings, head}

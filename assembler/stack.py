@@ -10,7 +10,8 @@ from typing import Any, Literal
 from hybridize.assembler.donors import Donor
 from hybridize.errors import Finding
 from hybridize.plugins import load_plugin
-from hybridize.recipe import ModuleSpec, RecipeFile, SlotSpec
+from hybridize.recipe import RecipeFile
+from hybridize.recipe_sections import ModuleSpec, SlotSpec
 
 HEAD = "head"
 ENTER, LEAVE = "enter", "leave"  # of a swapped module

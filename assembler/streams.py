@@ -1,4 +1,7 @@
-"""Running a hybrid, or a donor alone, from one state of its stream to another (torch side)."""
+"""Running a hybrid, or a donor alone, from one state of its stream to another (torch side).
+
+Several batches may be on their way through one model: each keeps what its layers are called with.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,7 @@ class Stream:
         for skeleton in skeletons.values():
             if skeleton is not first:
                 skeleton.run(skeleton.placeholder(self.first), self._step, None)
+        self._calls = {name: skeleton.tape.calls for name, skeleton in skeletons.items()}
 
     @property
     def _inputs(self) -> dict[str, Any]:
@@ -57,9 +61,21 @@ class Stream:
         """
         for index in range(first, last):
             if not (crossed and index == first):
-                hidden = self.stack.cross(index, hidden, self.first.dtype)
-            hidden = self.stack.run_slot(index, hidden)
+                hidden = self.cross(index, hidden)
+            hidden = self.run_slot(index, hidden)
         return hidden
+
+    def cross(self, index: int, hidden: Tensor) -> Tensor:
+        """Over the bridge before a slot, or before the head, if one stands there."""
+        crossed: Tensor = self.stack.cross(index, hidden, self.first.dtype)
+        return crossed
+
+    def run_slot(self, index: int, hidden: Tensor) -> Tensor:
+        """From what a slot is given to what it gives, (batch, tokens, width)."""
+        for name, skeleton in self.stack.skeletons.items():
+            skeleton.tape.calls = self._calls[name]  # another batch may have come by
+        gave: Tensor = self.stack.run_slot(index, hidden)
+        return gave
 
     def read(self, *states: State) -> list[Tensor]:
         """States of the model, (batch, tokens, width) each, on one way from the tokens upwards."""
@@ -79,29 +95,37 @@ class Stream:
 
     def nats(self, hidden: Tensor, *, crossed: bool = False) -> Tensor:
         """Summed loss of each row, (batch,), float64, from what arrives before the final norm."""
-        normed = self._norm(hidden, crossed=crossed)
+        normed = self.norm(hidden if crossed else self.cross(self.depth, hidden))
         labels = self.tokens[:, 1:]
         real = torch.ones_like(labels) if self.mask is None else self.mask[:, 1:]
         total = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
         step = max(1, LOGITS // (len(labels) * int(self.model.config.vocab_size)))
         for start in range(0, labels.shape[1], step):
             part = slice(start, min(start + step, labels.shape[1]))
-            logits = self.model.read_out(normed[:, part]).logits.float()
+            logits = self.logits(normed[:, part])
             losses = nn.functional.cross_entropy(
                 logits.transpose(1, 2), labels[:, part], reduction="none"
             )
             total += (losses.double() * real[:, part]).sum(1)
         return total
 
-    def _norm(self, hidden: Tensor, *, crossed: bool) -> Tensor:
-        if not crossed:
-            hidden = self.stack.cross(self.depth, hidden, self.first.dtype)
+    def norm(self, hidden: Tensor) -> Tensor:
+        """What the head donor makes of the stream before it reads it out: its final norm.
+
+        Args:
+            hidden: (batch, tokens, width of the head donor).
+        """
         config = self.model.config
         last = self.stack.skeletons[config.head]
         same = config.head == config.embeddings
         inputs = self._inputs if same else last.placeholder(self.first)
         normed: Tensor = last.run(inputs, self._step, None, stack=lambda: hidden)
         return normed
+
+    def logits(self, normed: Tensor) -> Tensor:
+        """(..., vocabulary), float32, from the normed stream at any positions."""
+        logits: Tensor = self.model.read_out(normed).logits
+        return logits.float()
 
 
 @contextmanager
