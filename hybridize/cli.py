@@ -14,6 +14,9 @@ import hybridize
 from hybridize.errors import HybridizeError
 
 PATH = click.Path(path_type=Path)
+DEVICE = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,7 +55,8 @@ def main() -> None:
     """Assemble hybrid language models from pretrained modules.
 
     A recipe (YAML) says which layers of which donors stand where. `plan` shows what would be
-    built, `build` builds and checks it, `verify` checks it again at any time.
+    built, `build` builds and checks it, `verify` checks it again at any time. `diagnose` measures
+    which layers matter, `recommend` says which belong where.
     """
 
 
@@ -149,6 +153,71 @@ def verify(folder: Path, *, load: Any, whole: bool, as_json: bool, offline: bool
         sys.exit(1)
 
 
+@main.command(short_help="Where a model does its tasks, and how sensitive its layers are")
+@click.argument("target", metavar="MODEL|RECIPE")
+@click.option(
+    "--text", multiple=True, help="File of text, one domain each.  [default: the recipe's]"
+)
+@click.option("--probes", multiple=True, help="Set of items, brought by hybridize or a JSONL file.")
+@click.option("--perturb", multiple=True, help="How layers are perturbed: dropout, or noise:0.5.")
+@click.option("--part", type=click.Choice(["layer", "mixer", "mlp"]), multiple=True)
+@click.option("--seeds", type=click.IntRange(1, 100), help="Of each perturbation by chance.")
+@click.option("--tokens", type=click.IntRange(64), help="Of text, over all domains.")
+@click.option("--stream", is_flag=True, help="Read one layer at a time: less memory, as many bits.")
+@DEVICE
+@click.option("--memory", help="For the states of perturbed text: 4GB.  [default: a quarter]")
+@click.option("--built", type=PATH, help="Where the recipe's hybrid lies.  [default: out/NAME]")
+@click.option("--out", type=PATH, help="Folder of the report.  [default: out/diagnosis/NAME]")
+@common
+def diagnose(target: str, *, as_json: bool, offline: bool, **options: Any) -> None:
+    """Show where a MODEL, or each donor of a RECIPE, does its tasks, and which layers matter."""
+    from hybridize.console import show, show_json
+    from hybridize.diagnostics.command import run
+    from hybridize.diagnostics.report.table import trace_table
+
+    done = run(target, offline=offline, **options)
+    if as_json:
+        show_json({"folder": str(done.folder), **done.document.model_dump()})
+        return
+    for trace in done.document.models:
+        show(trace_table(trace))
+    show(done.summary())
+
+
+@main.command(short_help="Which donor's layers belong where, as a recipe")
+@click.argument("recipe", type=PATH)
+@click.option("--write", type=PATH, help="Write the recommended recipe, with its reasons.")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option(
+    "--text", multiple=True, help="File of text, one domain each.  [default: the recipe's]"
+)
+@click.option("--seeds", type=click.IntRange(1, 100), help="Of each perturbation by chance.")
+@click.option("--tokens", type=click.IntRange(64), help="Of text for the diagnosis of donors.")
+@click.option("--stream", is_flag=True, help="Read one layer of a donor at a time.")
+@DEVICE
+@click.option("--memory", help="For the states of perturbed text: 4GB.  [default: a quarter]")
+@common
+def recommend(recipe: Path, *, as_json: bool, offline: bool, **options: Any) -> None:
+    """Say which layers of RECIPE's donors belong where (its `placement` says what may be moved).
+
+    Donors are diagnosed, placements scored by a prior, and the best few assembled in memory and
+    measured beside their controls.
+    """
+    from hybridize.console import show, show_json
+    from hybridize.diagnostics.recommendation.command import run
+    from hybridize.diagnostics.recommendation.outcome import as_dict, recommendation_table
+
+    found, written = run(recipe, offline=offline, **options)
+    if as_json:
+        show_json({"written": str(written) if written else None, **as_dict(found)})
+    else:
+        show(recommendation_table(found))
+        if written:
+            show(f"\nwritten: {written}; build it: hybridize build {written}")
+    if found.chosen is None:
+        sys.exit(1)
+
+
 @main.command(short_help="Train small donors and build hybrids of them, offline")
 @click.option(
     "--folder", type=PATH, default=".", show_default=True, help="Where donors and models go."
@@ -164,11 +233,18 @@ def demo(folder: Path, *, as_json: bool, offline: bool) -> None:
         show_json(result)
 
 
-@main.command(short_help="The recipe's JSON schema, for editors")
+@main.command(short_help="JSON schema of a recipe or a trace, for editors")
+@click.argument("what", type=click.Choice(["recipe", "trace"]), default="recipe")
 @common
-def schema(*, as_json: bool, offline: bool) -> None:
-    """Print the JSON schema of a recipe, for editors."""
+def schema(what: str, *, as_json: bool, offline: bool) -> None:
+    """Print the JSON schema of a recipe (the default) or of trace.json, for editors."""
     from hybridize.console import show_json
-    from hybridize.recipe import recipe_schema
 
-    show_json(recipe_schema())
+    if what == "trace":
+        from hybridize.diagnostics.trace import trace_schema
+
+        show_json(trace_schema())
+    else:
+        from hybridize.recipe import recipe_schema
+
+        show_json(recipe_schema())

@@ -68,16 +68,20 @@ def byte_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def token_progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Progress in tokens, told as those done and all of them; shown as `byte_progress` does."""
+def token_progress(label: str, unit: str = "tokens") -> Iterator[Callable[[int, int], None]]:
+    """Progress in tokens, told as those done and all of them; shown as `byte_progress` does.
+
+    Args:
+        unit: what is counted, if not tokens but tokens times layers, say.
+    """
     if sys.stderr.isatty():
         from rich import progress
 
-        with _bar(progress.TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens")) as bar:
+        with _bar(progress.TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + unit)) as bar:
             task = bar.add_task(label, total=1)
             yield lambda done, total: bar.update(task, completed=done, total=total)
     else:
-        yield _Lines(label, lambda tokens: f"{tokens:,.0f}", " tokens").tell
+        yield _Lines(label, lambda tokens: f"{tokens:,.0f}", f" {unit}").tell
 
 
 def _bar(*columns: Any) -> Any:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hybridize.errors import HybridizeError, did_you_mean
-from hybridize.recipe import TextSpec
+from hybridize.recipe_sections import TextSpec
 from hybridize.text import known_fields
 
 

@@ -8,7 +8,11 @@ from types import ModuleType
 
 from hybridize.errors import HybridizeError, did_you_mean
 
-PACKAGES = {"bridges": "assembler.bridges"}
+PACKAGES = {
+    "bridges": "assembler.bridges",
+    "perturbations": "diagnostics.perturbations",
+    "probes": "diagnostics.probes",
+}
 
 
 def plugin_names(kind: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from hybridize.errors import did_you_mean
+from hybridize.errors import HybridizeError, did_you_mean
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 MOST_SLOTS = 10_000
@@ -50,11 +50,21 @@ def _parse_range(part: Any) -> range:
     return range(first, last + 1)
 
 
-def _parse_bytes(value: Any) -> int:
+def parse_bytes(value: Any) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B)", str(value).strip())
     if match is None or (size := int(float(match[1]) * UNITS[match[2]])) < 1:
         raise _mistake(f"'{value}' is no size", f"write 5GB, say; units: {', '.join(UNITS)}")
     return size
+
+
+def parse_size(text: str, option: str) -> int:
+    """Bytes, out of an option of the command line."""
+    try:
+        return parse_bytes(text)
+    except PydanticCustomError as error:
+        found = (error.context or {})["found"]
+        fix = (error.context or {})["fix"]
+        raise HybridizeError(f"{option}: {found}", fix=fix) from None
 
 
 Layers = Annotated[
@@ -82,7 +92,7 @@ Layers = Annotated[
 ]
 Bytes = Annotated[
     int,
-    BeforeValidator(_parse_bytes),
+    BeforeValidator(parse_bytes),
     WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?\s*[KMG]i?B$"}),
 ]
 

@@ -20,8 +20,9 @@ from typing import Any
 
 from hybridize.errors import Finding, HybridizeError, did_you_mean
 from hybridize.positions import Step
-from hybridize.recipe import RecipeFile, TextSpec
+from hybridize.recipe import RecipeFile
 from hybridize.recipe_fields import GLOB
+from hybridize.recipe_sections import TextSpec
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")

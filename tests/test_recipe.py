@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hybridize.diagnostics.trace import trace_schema
 from hybridize.errors import HybridizeError
-from hybridize.recipe import Recipe, RecipeFile, load_recipe, recipe_schema
+from hybridize.recipe import RecipeFile, load_recipe, recipe_schema
+from hybridize.recipe_sections import Recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,7 +55,7 @@ shard_size: 5
         == """\
 x.yaml:2:1: dtyp: unknown key 'dtyp'
   fix: did you mean 'dtype'? (known: version, name, donors, slots, embeddings, head, tokenizer, \
-bridges, calibration, target, dtype, shard_size)
+bridges, calibration, diagnostics, placement, target, dtype, shard_size)
 x.yaml:5:6: donors.b: neither 'model' nor 'merge'
   fix: write model: FOLDER-OR-HUB-ID, or merge: MERGEKIT-CONFIG
 x.yaml:5:7: donors.b.modle: unknown key 'modle'
@@ -244,6 +246,10 @@ def test_defaults(tmp_path: Path) -> None:
 def test_the_schema_in_docs_is_that_of_the_code() -> None:
     """Editors read docs/recipe.schema.json; `hybridize schema` prints it."""
     assert json.loads((ROOT / "docs/recipe.schema.json").read_text()) == recipe_schema()
+
+
+def test_the_schema_of_a_trace_in_docs_is_that_of_the_code() -> None:
+    assert json.loads((ROOT / "docs/trace.schema.json").read_text()) == trace_schema()
 
 
 def test_the_schema_knows_every_key() -> None:
