@@ -8,7 +8,16 @@ import pytest
 import yaml
 
 from hybridize.cli import main
-from hybridize.recipe import BridgesSpec, CalibrationSpec, Recipe, TextSpec, load_recipe
+from hybridize.plugins import plugin_names
+from hybridize.recipe import load_recipe
+from hybridize.recipe_sections import (
+    BridgesSpec,
+    CalibrationSpec,
+    DiagnosticsSpec,
+    PlacementSpec,
+    Recipe,
+    TextSpec,
+)
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -35,7 +44,16 @@ def test_every_key_of_a_recipe_is_documented() -> None:
     assert bridges == set(BridgesSpec.model_fields)
     calibration = first_cells("docs/recipe.md", "`calibration`")
     assert calibration == list(CalibrationSpec.model_fields)
+    assert first_cells("docs/recipe.md", "`diagnostics`") == list(DiagnosticsSpec.model_fields)
+    assert first_cells("docs/recipe.md", "`placement`") == list(PlacementSpec.model_fields)
     assert first_cells("docs/recipe.md", "Text") == list(TextSpec.model_fields)
+
+
+def test_every_perturbation_is_documented() -> None:
+    cells = first_cells("docs/diagnose.md", "How layers are perturbed")
+    assert {name for cell in cells for name in cell.split(", ")} == set(
+        plugin_names("perturbations")
+    )
 
 
 def test_every_command_is_documented_and_no_other() -> None:

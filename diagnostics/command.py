@@ -1,0 +1,88 @@
+"""The command `diagnose`: from what the user names to trace.json and report.html (torch side)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import hybridize
+from hybridize.console import token_progress
+from hybridize.diagnostics.diagnosis import diagnose
+from hybridize.diagnostics.machine import memory_budget, pick_device
+from hybridize.diagnostics.publishing import publish
+from hybridize.diagnostics.report.html import report_html
+from hybridize.diagnostics.target import Options, find_target
+from hybridize.diagnostics.trace import Document
+
+TRACE, REPORT = "trace.json", "report.html"
+LIBRARIES = ("torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Done:
+    """A diagnosis, written down."""
+
+    document: Document
+    folder: Path
+    seconds: float
+
+    def summary(self) -> str:
+        files = f"{self.folder / REPORT} (open it in a browser) and {self.folder / TRACE}"
+        return f"written: {files}; {self.seconds:.0f} s"
+
+
+def run(
+    target: str,
+    *,
+    text: Sequence[str] = (),
+    probes: Sequence[str] = (),
+    perturb: Sequence[str] = (),
+    part: Sequence[str] = (),
+    seeds: int | None = None,
+    tokens: int | None = None,
+    stream: bool = False,
+    device: str = "auto",
+    memory: str | None = None,
+    built: Path | None = None,
+    out: Path | None = None,
+    offline: bool = False,
+) -> Done:
+    """Diagnose a model, or a recipe's donors and hybrid; see the command's help.
+
+    Raises:
+        HybridizeError: what was asked for cannot be found, read or run.
+        CheckFailed: a model gives what is no number.
+    """
+    started = time.monotonic()
+    wanted = Options(text, probes, perturb, part, seeds, tokens)
+    found = find_target(target, wanted, built=built, offline=offline)
+    where = pick_device(device)
+    budget = memory_budget(memory, where)
+    with token_progress("diagnosing", "layer-tokens") as tell:
+        traces = diagnose(
+            found.recipe,
+            found.subjects,
+            device=where,
+            streamed=stream,
+            memory=budget,
+            offline=offline,
+            progress=tell,
+        )
+    document = Document(
+        hybridize=hybridize.__version__,
+        versions={name: version(name) for name in LIBRARIES},
+        models=traces,
+    )
+    folder = out or Path("out") / "diagnosis" / found.name
+    write_files(document, folder)
+    return Done(document, folder, time.monotonic() - started)
+
+
+def write_files(document: Document, folder: Path) -> None:
+    """Both files, each at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    publish(folder / TRACE, document.model_dump_json(indent=1) + "\n")
+    publish(folder / REPORT, report_html(document))

@@ -1,0 +1,1 @@
+"""Probe sets that hybridize brings: a file is a set, see `hybridize.diagnostics.items`."""

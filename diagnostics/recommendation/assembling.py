@@ -1,0 +1,157 @@
+"""Placements in memory: assembled over shared tensors, fitted, and measured (torch side)."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridize.assembler.calibration import gather
+from hybridize.assembler.controls import Losses
+from hybridize.assembler.fitting import fit_and_measure, reader_of
+from hybridize.assembler.loading import Parts, Weights
+from hybridize.assembler.models import Models
+from hybridize.assembler.outputs import hybrid_config
+from hybridize.assembler.plan import HELD_OUT, TOKENS, Plan
+from hybridize.assembler.stack import TOKENS_PER_INPUT
+from hybridize.assembler.windows import Domain, Windows, cut
+from hybridize.diagnostics import scoring
+from hybridize.diagnostics.diagnosis import Material
+from hybridize.diagnostics.sheets import Points, Sheet, lens_sheets, text_sheets
+from hybridize.diagnostics.sweep import sweep
+from hybridize.diagnostics.trace import Boundary, Curve, Flow
+from hybridize.diagnostics.variants import Variant
+
+GROWTH = 10.0  # times by which one slot may lengthen the stream, the first one excepted
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an assembled stack is, before any training.
+
+    Attributes:
+        fit: how its bridges were fitted, and its losses beside its controls, as `build` gives it.
+        curve: sensitivity of its slots.
+        alarms: what speaks against going on with it.
+    """
+
+    fit: dict[str, Any]
+    curve: Curve
+    flow: Flow
+    boundary: Boundary | None
+    alarms: tuple[str, ...]
+
+    def losses(self, domain: str) -> dict[str, float]:
+        """Nats per byte of the hybrid and all its controls."""
+        table = self.fit["losses"]
+        rows = {"hybrid": table["hybrid"], "unigram": table["unigram"], **table["donors"]}
+        rows |= {f"null: {span}": row for span, row in table["null"].items()}
+        return {name: row[domain]["per_byte"] for name, row in rows.items()}
+
+
+class Workshop:
+    """Assembles stacks of the same donors, all on the same text.
+
+    Args:
+        weights: of all donors.
+        material: text for the diagnosis of the result.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        material: Material,
+        *,
+        variants: Sequence[Variant],
+        memory: int,
+        offline: bool,
+    ) -> None:
+        self.weights, self.material, self.memory = weights, material, memory
+        self.variants, self.offline = variants, offline
+        self._windows: list[Windows] | None = None
+        self._donors: dict[str, Losses] | None = None
+
+    def measure(self, plan: Plan, progress: Progress) -> Measured:
+        """Assemble the stack of a plan, fit its bridges, measure and diagnose it."""
+        assert plan.calibration is not None
+        readers = {
+            name: reader_of(plan.donors[name], donor.folder, self.weights.device)
+            for name, donor in plan.tokenizers.items()
+            if donor is not None
+        }
+        folder = (plan.tokenizer or plan.donors[plan.embeddings]).folder
+        reader = reader_of(plan.donors[plan.embeddings], folder, self.weights.device)
+        bridges = list(plan.bridges.values())
+        models = Models(self.weights, hybrid_config(plan), bridges, reader=reader, readers=readers)
+        _, fit = fit_and_measure(
+            models,
+            self._text(plan),
+            stream=plan.calibration.stream,
+            progress=progress,
+            donors=self._donors,
+        )
+        self._donors = fit["losses"]["donors"]
+        points: list[Points] = []
+        sheets: list[Sheet] = []
+        for part in self.material.windows:
+            some, rows = text_sheets(reader, part, len(points))
+            points.append(some)
+            sheets += rows
+        sheets += lens_sheets(reader, self.material.windows)
+        swept = sweep(
+            Parts(models.hybrid),
+            sheets,
+            points,
+            self.variants,
+            memory=self.memory,
+            progress=lambda *_: None,
+        )
+        curve = scoring.curves_of(points, swept, self.variants)[0]
+        flow = scoring.flow_of(swept)
+        return Measured(fit, curve, flow, scoring.boundary_of(curve, []), tuple(_alarms(fit, flow)))
+
+    def _text(self, plan: Plan) -> list[Windows]:
+        """Text for all stacks, as much as the widest of all bridges may want."""
+        if self._windows is None:
+            widest = max(donor.anatomy.width for donor in self.weights.donors.values())
+            needed = math.ceil(TOKENS_PER_INPUT * widest / (1 - HELD_OUT))
+            assert plan.calibration is not None
+            tokens = plan.calibration.tokens or max(TOKENS, needed)
+            self._windows = _windows(plan, tokens, self.weights.device, offline=self.offline)
+        return self._windows
+
+
+def _alarms(fit: dict[str, Any], flow: Flow) -> list[str]:
+    """Blow-ups: a loss no better than the tokens' frequencies, a stream that explodes."""
+    found = []
+    for domain in fit["domains"]:
+        name = domain["name"]
+        loss, plain = (fit["losses"][m][name]["per_byte"] for m in ("hybrid", "unigram"))
+        if not loss < plain:
+            found.append(f"{name}: {loss:.3f} nats per byte, no better than a unigram model")
+    for slot, growth in enumerate(flow.growth):
+        if slot and not growth < GROWTH:
+            found.append(f"slot {slot} makes the stream {growth:.0f} times as long")
+    return found
+
+
+def _windows(plan: Plan, tokens: int, device: str, *, offline: bool) -> list[Windows]:
+    calibration = plan.calibration
+    assert calibration is not None
+    folder = (plan.tokenizer or plan.donors[plan.embeddings]).folder
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "text.jsonl"
+        gather(calibration, plan.recipe, file, tokens=tokens, offline=offline)
+        return cut(
+            file,
+            [Domain(d.name, share, d.place) for d, share in calibration.shares(tokens)],
+            reader_of(plan.donors[plan.embeddings], folder, device),
+            length=calibration.length,
+            held_out=HELD_OUT,
+            seed=calibration.seed,
+        )

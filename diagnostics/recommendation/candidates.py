@@ -1,0 +1,157 @@
+"""What may be placed, and what speaks for each layer, out of the donors' traces. No torch."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+
+from hybridize.assembler.donors import Donor
+from hybridize.assembler.vocabulary import refuse_other_tokens
+from hybridize.diagnostics.recommendation.placement import Estimate, Rules, Scores, Spot, z_scores
+from hybridize.diagnostics.subjects import Subject, donor_subjects
+from hybridize.diagnostics.trace import Trace
+from hybridize.errors import Finding, HybridizeError
+from hybridize.recipe import RecipeFile
+from hybridize.recipe_sections import PlacementSpec
+
+LINEAR = "linear"  # the perturbation that tells what a layer is worth as a block
+QUANTILE = 1.645  # of the normal distribution: an interval of 90 % has so many errors on each side
+
+
+def find_candidates(recipe: RecipeFile, *, offline: bool) -> tuple[Rules, list[Subject]]:
+    """The rules of a recipe's `placement`, and the donors that take part.
+
+    Raises:
+        HybridizeError: a donor or a layer is not there, or nothing can be placed.
+    """
+    spec = recipe.recipe.placement or PlacementSpec()
+    listed = spec.candidates
+    names = list(dict.fromkeys(c.donor for c in listed)) or list(recipe.recipe.donors)
+    if len(names) < 2:
+        raise HybridizeError(
+            "a placement needs at least two donors",
+            fix="name another donor under donors and placement.candidates",
+            place=recipe.place("placement") if recipe.recipe.placement else recipe.place("donors"),
+        )
+    subjects = donor_subjects(recipe, names, offline=offline)
+    layers = {s.name: _donor(s).depth for s in subjects}
+    findings: list[Finding] = []
+    allowed = set()
+    for i, candidate in enumerate(listed):
+        wrong = sorted({n for n in candidate.layers if n >= layers[candidate.donor]})
+        if wrong:
+            findings.append(
+                Finding(
+                    f"donor '{candidate.donor}' has no layer {wrong[0]}: it has "
+                    f"{layers[candidate.donor]}",
+                    fix=f"its layers are 0-{layers[candidate.donor] - 1}",
+                    place=recipe.place("placement", "candidates", i, "layers"),
+                )
+            )
+        allowed |= {Spot(candidate.donor, n) for n in candidate.layers}
+    if not listed:
+        allowed = {Spot(name, n) for name in names for n in range(layers[name])}
+    if findings:
+        raise HybridizeError.of(findings)
+    depth = spec.depth or max(layers.values())
+    rules = Rules(
+        depth=depth,
+        layers=layers,
+        allowed=frozenset(allowed),
+        at_least=max(1, depth // (2 * len(names))) if spec.at_least is None else spec.at_least,
+        max_changes=spec.max_bridges,
+        ends=_ends(recipe, subjects),
+        keep_order=spec.keep_order,
+        weights=spec.weights.model_dump(),
+    )
+    return rules, subjects
+
+
+def scores_of(traces: Sequence[Trace], rules: Rules) -> Scores:
+    """z-scores of what was measured: the donor's loss, each layer's stability and value."""
+    quality = z_scores(_quality(traces))
+    stability = z_scores(_of_layers(traces, rules, _stability))
+    value = z_scores(_of_layers(traces, rules, _value))
+    return Scores(
+        {
+            "quality": {spot: quality[Spot(spot.donor, 0)] for spot in rules.allowed},
+            "stability": stability,
+            "value": value,
+        }
+    )
+
+
+def qualities(traces: Sequence[Trace]) -> dict[str, float]:
+    """Donor -> mean loss over the domains with its sign turned, in nats per byte."""
+    return {spot.donor: estimate.value for spot, estimate in _quality(traces).items()}
+
+
+def _quality(traces: Sequence[Trace]) -> dict[Spot, Estimate]:
+    """With the error of each donor's distance from the mean of all donors.
+
+    They have read the same stretches of text, of which some are hard for all of them.
+    """
+    found = {}
+    for trace in traces:
+        variance = 0.0
+        for domain, loss in trace.losses.items():
+            all_losses = [other.losses[domain].stretches for other in traces]
+            means = [statistics.fmean(some) for some in zip(*all_losses, strict=False)]
+            apart = [a - b for a, b in zip(loss.stretches, means, strict=False)]
+            variance += len(apart) * statistics.pvariance(apart) / loss.bytes**2
+        num = len(trace.losses)
+        mean = statistics.fmean(loss.per_byte for loss in trace.losses.values())
+        found[Spot(trace.model.name, 0)] = Estimate(-mean, math.sqrt(variance) / num)
+    return found
+
+
+def _of_layers(
+    traces: Sequence[Trace], rules: Rules, measure: Callable[[Trace], list[Estimate]]
+) -> Mapping[Spot, Estimate]:
+    found: dict[Spot, Estimate] = {}
+    for trace in traces:
+        for layer, estimate in enumerate(measure(trace)):
+            if Spot(trace.model.name, layer) in rules.allowed:
+                found[Spot(trace.model.name, layer)] = estimate
+    return found
+
+
+def _stability(trace: Trace) -> list[Estimate]:
+    """1 - sensitivity over the donor's largest: within one donor only."""
+    curve = trace.headline
+    mean = [value or 0.0 for value in curve.mean]
+    most = max(mean) or 1.0
+    widths = [(b or 0.0) - (a or 0.0) for a, b in zip(curve.low, curve.high, strict=True)]
+    return [
+        Estimate(1 - value / most, width / (2 * QUANTILE) / most)
+        for value, width in zip(mean, widths, strict=True)
+    ]
+
+
+def _value(trace: Trace) -> list[Estimate]:
+    """Rise of the loss when a linear map stands in the layer's place, in nats per byte."""
+    curve = trace.curve(LINEAR)
+    tokens = sum(loss.tokens for loss in trace.losses.values())
+    share = tokens / sum(loss.bytes for loss in trace.losses.values())
+    return [
+        Estimate((rise or 0.0) * share, (error or 0.0) * share)
+        for rise, error in zip(curve.loss_rise, curve.loss_error, strict=True)
+    ]
+
+
+def _ends(recipe: RecipeFile, subjects: Sequence[Subject]) -> frozenset[tuple[str, str]]:
+    """Pairs of donors of which one may read the tokens, and the other write them."""
+    found = set()
+    for one, other in product(subjects, repeat=2):
+        findings: list[Finding] = []
+        refuse_other_tokens(recipe, _donor(one), _donor(other), findings)
+        if not findings:
+            found.add((one.name, other.name))
+    return frozenset(found)
+
+
+def _donor(subject: Subject) -> Donor:
+    assert subject.donor is not None
+    return subject.donor

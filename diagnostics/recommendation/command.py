@@ -1,0 +1,62 @@
+"""The command `recommend`: from a recipe to a recommended one (torch side)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hybridize.console import token_progress
+from hybridize.diagnostics.machine import memory_budget, pick_device
+from hybridize.diagnostics.publishing import publish
+from hybridize.diagnostics.recommendation.outcome import comments, reasons
+from hybridize.diagnostics.recommendation.recipe_writing import recipe_yaml
+from hybridize.diagnostics.recommendation.recommending import Recommendation, recommend
+from hybridize.diagnostics.target import Options, with_options
+from hybridize.errors import HybridizeError
+from hybridize.recipe import load_recipe
+
+
+def run(
+    recipe: Path,
+    *,
+    write: Path | None = None,
+    force: bool = False,
+    text: Sequence[str] = (),
+    seeds: int | None = None,
+    tokens: int | None = None,
+    stream: bool = False,
+    device: str = "auto",
+    memory: str | None = None,
+    offline: bool = False,
+) -> tuple[Recommendation, Path | None]:
+    """Recommend placements; the file that the chosen one was written to, if it was.
+
+    Raises:
+        HybridizeError: what was asked for cannot be found, read or run, or the file is in the way.
+    """
+    if write is not None and write.exists() and not force:
+        raise HybridizeError(
+            "is there already", fix="choose another name, or add --force", place=str(write)
+        )
+    wanted = with_options(load_recipe(recipe), Options(text=text, seeds=seeds, tokens=tokens))
+    where = pick_device(device)
+    found = recommend(
+        wanted,
+        device=where,
+        streamed=stream,
+        memory=memory_budget(memory, where),
+        offline=offline,
+        tell=token_progress,
+    )
+    if write is None or found.chosen is None:
+        return found, None
+    placement = found.chosen.placement
+    content = recipe_yaml(
+        wanted,
+        placement.runs,
+        folder=write.parent,
+        head=comments(found),
+        reasons=reasons(found, placement),
+    )
+    publish(write, content)
+    return found, write

@@ -1,0 +1,259 @@
+"""Donors to a recommended recipe: diagnose, place, assemble the best few, compare (torch side)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from hybridize.assembler.donors import Donor
+from hybridize.assembler.lineage import Lineages
+from hybridize.assembler.loading import Weights
+from hybridize.assembler.plan import Plan, make_plan
+from hybridize.diagnostics.diagnosis import Material, diagnose_on, gather_material
+from hybridize.diagnostics.recommendation.assembling import Measured, Workshop
+from hybridize.diagnostics.recommendation.candidates import (
+    LINEAR,
+    find_candidates,
+    qualities,
+    scores_of,
+)
+from hybridize.diagnostics.recommendation.placement import (
+    Placement,
+    Rules,
+    Run,
+    Scores,
+    decompose,
+    flipped,
+    lead_error,
+    place,
+)
+from hybridize.diagnostics.recommendation.recipe_writing import recipe_yaml
+from hybridize.diagnostics.recommendation.seams import Apart
+from hybridize.diagnostics.subjects import Subject, check_tokenizers
+from hybridize.diagnostics.trace import Trace
+from hybridize.diagnostics.variants import all_variants
+from hybridize.errors import HybridizeError
+from hybridize.positions import parse_yaml
+from hybridize.recipe import RecipeFile, read_recipe
+from hybridize.recipe_sections import (
+    CalibrationSpec,
+    DiagnosticsSpec,
+    PerturbationSpec,
+    PlacementSpec,
+)
+
+CONSIDERED = 64  # placements whose scores are kept: a tie is looked for among them
+FLIPPED = "flipped"  # label of a control
+PATIENCE = 4  # times as many placements as asked for are tried, while none is sound
+SURE = 2.0  # standard errors by which a lead must exceed chance
+
+Tell = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A placement that was assembled and measured.
+
+    Attributes:
+        refused: why it cannot be built; it was not measured then.
+    """
+
+    label: str
+    placement: Placement
+    measured: Measured | None
+    refused: str | None = None
+
+    @property
+    def sound(self) -> bool:
+        return self.measured is not None and not self.measured.alarms
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Placements by score, the best of them measured, and the controls.
+
+    Attributes:
+        ranked: by score, best first.
+        candidates: the best few, and the flipped placement, assembled.
+        tied: how many of the ranked ones the first does not lead for sure, itself included.
+        lead, error: of the first over the second, and its standard error.
+    """
+
+    rules: Rules
+    scores: Scores
+    traces: list[Trace]
+    ranked: list[Placement]
+    candidates: list[Candidate]
+    tied: int
+    lead: float
+    error: float
+
+    @property
+    def chosen(self) -> Candidate | None:
+        """The best by score of those that are sound; None: there is none to recommend."""
+        listed = (c for c in self.candidates if c.label != FLIPPED)
+        return next((c for c in listed if c.sound), None)
+
+
+def recommend(
+    recipe: RecipeFile, *, device: str, streamed: bool, memory: int, offline: bool, tell: Tell
+) -> Recommendation:
+    """Say which layers of a recipe's donors belong where, by the prior, and what that is worth.
+
+    Args:
+        streamed: read the donors' layers one by one while they are diagnosed.
+        tell: makes a progress bar of a label.
+
+    Raises:
+        HybridizeError: donors or text cannot be read, or no stack obeys the rules.
+    """
+    rules, subjects = find_candidates(recipe, offline=offline)
+    machine = _Machine(device, streamed, memory, offline, tell)
+    evidence = _gather_evidence(recipe, subjects, machine)
+    scores = scores_of(evidence.traces, rules)
+    ranked = place(rules, scores, evidence.apart.seam, count=CONSIDERED)
+    if not ranked:
+        raise _nothing(recipe, rules)
+    check = _Check(recipe, evidence, machine)
+    candidates = check.best_of(ranked)
+    first = next((c.placement for c in candidates if c.sound), ranked[0])
+    runs = flipped(first, rules, qualities(evidence.traces))
+    turned = decompose(runs, rules, scores, evidence.apart.seam)
+    if all(turned.runs != candidate.placement.runs for candidate in candidates):
+        candidates.append(check.one(FLIPPED, turned))
+    tied, lead, error = _lead(ranked, rules, scores)
+    return Recommendation(rules, scores, evidence.traces, ranked, candidates, tied, lead, error)
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """Where and how the work is done."""
+
+    device: str
+    streamed: bool
+    memory: int
+    offline: bool
+    tell: Tell
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What was measured of the donors."""
+
+    donors: dict[str, Donor]
+    spec: DiagnosticsSpec
+    material: Material
+    traces: list[Trace]
+    apart: Apart
+
+
+def _gather_evidence(
+    recipe: RecipeFile, subjects: Sequence[Subject], machine: _Machine
+) -> _Evidence:
+    """Diagnose every donor on the same text, and compare their streams."""
+    check_tokenizers(subjects)
+    readers = [subject.reader() for subject in subjects]
+    donors = {s.name: s.donor for s in subjects if s.donor is not None}
+    spec = _spec(recipe, donors)
+    asked = RecipeFile(recipe.recipe.model_copy(update={"diagnostics": spec}), recipe.document)
+    material = gather_material(asked, subjects, readers[0], offline=machine.offline)
+    with machine.tell("diagnosing donors, layer by layer") as progress:
+        traces = diagnose_on(
+            material,
+            subjects,
+            readers,
+            spec=spec,
+            device=machine.device,
+            streamed=machine.streamed,
+            memory=machine.memory,
+            progress=progress,
+        )
+    with machine.tell("comparing streams") as progress:
+        apart = Apart(
+            {s.name: s.open(machine.device, streamed=machine.streamed) for s in subjects},
+            {s.name: r for s, r in zip(subjects, readers, strict=True)},
+            material.windows,
+            related=Lineages(donors).related,
+            progress=progress,
+        )
+    return _Evidence(donors, spec, material, traces, apart)
+
+
+def _spec(recipe: RecipeFile, donors: Mapping[str, Donor]) -> DiagnosticsSpec:
+    """What is measured of donors: how stable their layers are, and what they are worth."""
+    spec = recipe.recipe.diagnostics
+    kinds = [spec.perturbations[0], PerturbationSpec(kind=LINEAR)]
+    # Maps between streams want about as many tokens as the widest one has dimensions.
+    tokens = max(spec.tokens, *(2 * donor.anatomy.width for donor in donors.values()))
+    asked = {"perturbations": kinds, "parts": ["layer"], "probes": [], "tokens": tokens}
+    return spec.model_copy(update=asked)
+
+
+class _Check:
+    """Assembles placements and measures them."""
+
+    def __init__(self, recipe: RecipeFile, evidence: _Evidence, machine: _Machine) -> None:
+        self.recipe, self.machine = recipe, machine
+        spec = evidence.spec
+        first = (spec.perturbations[0].kind, spec.perturbations[0].strength)
+        self.shop = Workshop(
+            Weights(evidence.donors, machine.device),
+            evidence.material,
+            variants=all_variants([first], parts=["layer"], seeds=spec.seeds),
+            memory=machine.memory,
+            offline=machine.offline,
+        )
+
+    def best_of(self, ranked: Sequence[Placement]) -> list[Candidate]:
+        """The best few by score; more of them, if none of these is sound."""
+        top = (self.recipe.recipe.placement or PlacementSpec()).top
+        found: list[Candidate] = []
+        for i, placement in enumerate(ranked[: PATIENCE * top], 1):
+            if i > top and any(candidate.sound for candidate in found):
+                break
+            found.append(self.one(str(i), placement))
+        return found
+
+    def one(self, label: str, placement: Placement) -> Candidate:
+        try:
+            plan = _plan(self.recipe, placement.runs, offline=self.machine.offline)
+        except HybridizeError as error:
+            reason = "; ".join(finding.found for finding in error.findings)
+            return Candidate(label, placement, None, reason)
+        with self.machine.tell(f"assembling {label}: {placement}") as progress:
+            return Candidate(label, placement, self.shop.measure(plan, progress))
+
+
+def _plan(recipe: RecipeFile, runs: Sequence[Run], *, offline: bool) -> Plan:
+    """The plan of a stack, on calibration text in any case: it is to be measured."""
+    spec = recipe.recipe
+    measured = spec.model_copy(update={"calibration": spec.calibration or CalibrationSpec()})
+    path = recipe.document.path
+    text = recipe_yaml(RecipeFile(measured, recipe.document), runs, folder=path.parent)
+    return make_plan(read_recipe(parse_yaml(text, path)), offline=offline)
+
+
+def _lead(ranked: Sequence[Placement], rules: Rules, scores: Scores) -> tuple[int, float, float]:
+    """How many share the first place, and the first one's lead over the second."""
+    best, tied = ranked[0], 1
+    for other in ranked[1:]:
+        error = lead_error(best, other, rules, scores)
+        if round(best.score - other.score, 12) > SURE * error:
+            break
+        tied += 1
+    if len(ranked) == 1:
+        return 1, float("inf"), 0.0
+    lead = best.score - ranked[1].score
+    return tied, lead, lead_error(best, ranked[1], rules, scores)
+
+
+def _nothing(recipe: RecipeFile, rules: Rules) -> HybridizeError:
+    donors = ", ".join(f"{name} ({depth} layers)" for name, depth in rules.layers.items())
+    return HybridizeError(
+        f"no stack of {rules.depth} slots obeys the rules: every one of {donors}, at least "
+        f"{rules.at_least} slots each, begins with a first layer, ends with a last one, has at "
+        f"most {rules.max_changes} changes of donor, and no seam whose map explains less than 20 %",
+        fix="change depth, at_least or max_bridges under placement, or name more candidates",
+        place=recipe.place("placement") if recipe.recipe.placement else recipe.place("donors"),
+    )

@@ -1,0 +1,162 @@
+"""How much of one donor's stream a linear map makes of another's: R2 of every seam (torch side)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from hybridize.assembler.loading import Parts
+from hybridize.assembler.regression import LAMBDAS, one_thread
+from hybridize.assembler.streams import Stream
+from hybridize.assembler.windows import Encoded, Reader, Windows, batches
+from hybridize.diagnostics.recommendation.placement import Seam, Spot
+
+TOKENS = 1024  # of each domain that maps are fitted to, at least, and by which they are judged
+BATCH = 2048  # tokens that run at a time
+
+
+class Apart:
+    """States of all donors at the same places of the same text, at every depth.
+
+    Args:
+        models: donors alone; `readers`: with what each reads.
+        related: whether two donors share their basis: between them stands no bridge.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Parts],
+        readers: Mapping[str, Reader],
+        windows: Sequence[Windows],
+        *,
+        related: Callable[[str, str], bool],
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self._related = related
+        turns = [part.fit for part in windows], [part.held_out for part in windows]
+        each = max(TOKENS, max(map(_width, models.values())) // len(windows))
+        total = 2 * len(windows) * each
+
+        def telling(before: int) -> Callable[[int], None]:
+            return lambda done: progress(before + done, total)
+
+        # First the text that maps are fitted to, then that of each domain which judges them.
+        self._fit = _states(models, readers, turns[0], each, telling(0))
+        self._judges = [
+            _states(models, readers, [texts], each, telling((len(windows) + i) * each))
+            for i, texts in enumerate(turns[1])
+        ]
+        self.seam = cache(self._seam)
+        self._spaces = cache(self._space)
+
+    def _seam(self, below: Spot, above: Spot) -> Seam:
+        """From what leaves one donor's layer to what another's was trained on."""
+        x, y = below.layer + 1, above.layer
+        if self._related(below.donor, above.donor):
+            apart = [
+                _r2(judge[below.donor][x].double(), judge[above.donor][y].double())
+                for judge in self._judges
+            ]
+            return Seam(max(0.0, min(apart)), bridge=False)
+        basis, mean, coordinates, values = self._spaces(below.donor, x)
+        target = self._fit[above.donor][y].double()
+        offset = target.mean(0)
+        with one_thread():
+            projected = coordinates.T @ (target - offset)
+        judges = [
+            ((judge[below.donor][x].double() - mean) @ basis, judge[above.donor][y].double())
+            for judge in self._judges
+        ]
+        best = -torch.inf
+        for shrink in LAMBDAS:
+            weight = projected / (values + shrink * values.mean())[:, None]
+            found = [_r2(inside @ weight + offset, wanted) for inside, wanted in judges]
+            best = max(best, min(found))
+        return Seam(best, bridge=True)
+
+    def _space(self, donor: str, depth: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Principal directions (width, rank), mean, coordinates (tokens, rank), eigenvalues."""
+        states = self._fit[donor][depth].double()
+        mean = states.mean(0)
+        centred = states - mean
+        with one_thread():
+            if len(centred) < centred.shape[1]:
+                values, left = torch.linalg.eigh(centred @ centred.T)
+                kept = values > values.max() * len(centred) * torch.finfo(torch.float64).eps
+                values = values[kept]
+                basis = centred.T @ (left[:, kept] / values.sqrt())
+            else:
+                values, basis = torch.linalg.eigh(centred.T @ centred)
+                values = values.clamp(min=0)
+            return basis, mean, centred @ basis, values
+
+
+def _r2(found: Tensor, wanted: Tensor) -> float:
+    spread = (wanted - wanted.mean(0)).square().sum()
+    return float(1 - (found - wanted).square().sum() / spread)
+
+
+@torch.no_grad()
+def _states(
+    models: Mapping[str, Parts],
+    readers: Mapping[str, Reader],
+    domains: Sequence[Sequence[str]],
+    each: int,
+    progress: Callable[[int], None],
+) -> dict[str, list[Tensor]]:
+    """donor -> depth -> (tokens, width), at places where a token of every donor ends."""
+    found: dict[str, list[list[Tensor]]] = {name: [] for name in models}
+    done = 0
+    for texts in domains:
+        taken = 0
+        for some in batches(texts, max(1, BATCH // 128)):
+            read = {name: reader.encode(some) for name, reader in readers.items()}
+            places = _common(read)
+            if taken >= each or not places:
+                break
+            for name, parts in models.items():
+                at = [_column(read[name], row, end) for row, end in places]
+                for depth, states in enumerate(_run(parts, read[name])):
+                    if len(found[name]) <= depth:
+                        found[name].append([])
+                    rows, columns = (torch.tensor(side) for side in zip(*at, strict=True))
+                    found[name][depth].append(states[rows, columns].cpu())
+            taken += len(places)
+            done += len(places)
+            progress(done)
+    return {name: [torch.cat(depth) for depth in depths] for name, depths in found.items()}
+
+
+def _width(parts: Parts) -> int:
+    return int(parts.model.config.hidden_size)
+
+
+def _run(parts: Parts, read: Encoded) -> Sequence[Tensor]:
+    """What arrives at each slot, and before the final norm."""
+    with parts.embedding():
+        stream = Stream(parts.model, read.tokens.to(parts.model.device), None)
+    hidden, states = stream.first, [stream.first]
+    for first, last in pairwise(range(stream.depth + 1)):
+        with parts.slot(first):
+            hidden = stream.run(hidden, first, last)
+        states.append(hidden)
+    return states
+
+
+def _common(read: Mapping[str, Encoded]) -> list[tuple[int, int]]:
+    """(row, end in the text) of places where a token of every donor ends."""
+    found = []
+    for row, ends in enumerate(zip(*(e.ends for e in read.values()), strict=True)):
+        shared = set.intersection(*(set(some) for some in ends)) - {0}
+        found += [(row, end) for end in sorted(shared)]
+    return found
+
+
+def _column(read: Encoded, row: int, end: int) -> tuple[int, int]:
+    """Where the last token that ends there stands."""
+    ends = read.ends[row]
+    return row, len(ends) - 1 - ends[::-1].index(end)

@@ -1,0 +1,1 @@
+"""A diagnosis for the eye: terminal table, words, and one HTML page. No torch."""

@@ -1,0 +1,258 @@
+"""Scores of one model: pure functions over what a sweep has found (torch side)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybridize.diagnostics import measures
+from hybridize.diagnostics.sheets import Points
+from hybridize.diagnostics.sweep import LENSES, Read, Swept
+from hybridize.diagnostics.trace import Boundary, Curve, Flow, Lens, Loss, Set
+from hybridize.diagnostics.variants import Variant
+
+TEXT = "text"  # all domains together
+FEW = 5  # correct items below which a task particle says nothing
+SURE = 2.0  # standard errors by which accuracy must exceed chance
+CUMULATIVE = 0.6  # of the sensitivity, for the prior's freeze boundary
+
+
+def curves_of(points: Sequence[Points], swept: Swept, variants: Sequence[Variant]) -> list[Curve]:
+    """Sensitivity of every part to every perturbation, on all text, and on each set."""
+    found = []
+    for on, members in _groups(points, swept):
+        js = torch.cat([_by_unit(read.js, some) for some, read in members], -1)
+        loss = torch.cat([_by_unit(read.loss, some) for some, read in members], -1)
+        for kind, part in dict.fromkeys((v.kind, v.part) for v in variants):
+            which = [i for i, v in enumerate(variants) if (v.kind, v.part) == (kind, part)]
+            found.append(_curve(on, kind, part, js[which], loss[which]))
+    return found
+
+
+def _groups(
+    points: Sequence[Points], swept: Swept
+) -> Iterator[tuple[str, list[tuple[Points, Read]]]]:
+    """Sets that were perturbed, by what a curve is on."""
+    pairs = [(p, r) for p, r in zip(points, swept.read, strict=True) if r.js is not None]
+    text = [(p, r) for p, r in pairs if p.kind == "text"]
+    if text:
+        yield TEXT, text
+    for pair in pairs:
+        yield pair[0].name, [pair]
+
+
+def _by_unit(values_WLN: Tensor | None, points: Points) -> Tensor:
+    """Means over the points of each unit, (W, L, U)."""
+    assert values_WLN is not None
+    num = int(points.units.max()) + 1
+    sums = values_WLN.new_zeros((*values_WLN.shape[:2], num)).index_add(2, points.units, values_WLN)
+    return sums / points.units.bincount(minlength=num)
+
+
+def _curve(on: str, kind: str, part: str, js_SLU: Tensor, loss_SLU: Tensor) -> Curve:
+    there = ~js_SLU.isnan().any(2).any(0)  # layers that have such a part
+    slots = there.nonzero()[:, 0].tolist()
+
+    def by_slot(values: Tensor) -> list[float | None]:
+        spread: list[float | None] = [None] * len(there)
+        for slot, value in zip(slots, values.tolist(), strict=True):
+            spread[slot] = short(value)
+        return spread
+
+    if not slots:
+        nothing: list[float | None] = [None] * len(there)
+        return Curve(
+            on=on, kind=kind, part=part, mean=nothing, low=nothing, high=nothing,
+            loss_rise=nothing, loss_error=nothing, agreement=None, spread=None, vulnerable=None,
+            why=f"no layer has a {part} that can be told from the rest",
+        )  # fmt: skip
+    found = measures.sensitivity(js_SLU[:, there].transpose(0, 1))
+    vulnerable, rise = found.vulnerable, loss_SLU[:, there].mean(0)
+    return Curve(
+        on=on,
+        kind=kind,
+        part=part,
+        mean=by_slot(found.mean),
+        low=by_slot(found.low),
+        high=by_slot(found.high),
+        loss_rise=by_slot(rise.mean(1)),
+        loss_error=by_slot(rise.std(1) / math.sqrt(rise.shape[1])),
+        agreement=short(found.agreement),
+        spread=short(found.spread),
+        vulnerable=None if vulnerable is None else slots[vulnerable],
+        why=_why_vulnerable(found, slots),
+    )
+
+
+def _why_vulnerable(found: measures.Sensitivity, slots: Sequence[int]) -> str:
+    if float(found.mean.max()) == 0:
+        return "undecided: no layer changes the outcome at all"
+    if found.spread < measures.LEAST_SPREAD:
+        return (
+            f"undecided: the most sensitive layer is only {found.spread:.2f} times as sensitive "
+            "as the least"
+        )
+    share = f"{found.agreement:.0%} of the resamples name slot {slots[found.largest]}"
+    return f"undecided: only {share}" if found.vulnerable is None else share
+
+
+def set_of(
+    points: Points,
+    read: Read,
+    *,
+    title: str,
+    source: Any,
+    blake3: str,
+    items: int,
+    chance: float | None,
+) -> Set:
+    """Where the model does what a set asks."""
+    correct = int(read.correct.sum())
+    lenses = {name: _lens(read, name) for name in LENSES}
+    depth = len(next(iter(read.logp.values()))) - 1
+    values = [lens.particle for lens in lenses.values() if lens.particle is not None]
+    differ = len(values) == len(LENSES) and abs(values[0] - values[1]) > depth / 4
+    particle, why = _decide(points, read, chance or 0.0, lenses, differ=differ)
+    return Set(
+        name=points.name,
+        kind="text" if points.kind == "text" else "task",
+        title=title,
+        source=source,
+        blake3=blake3,
+        items=items,
+        readable=len(points),
+        correct=correct,
+        accuracy=short(correct / len(points)) if len(points) else None,
+        chance=None if chance is None else short(chance),
+        lenses=lenses,
+        particle=particle,
+        lenses_differ=differ,
+        why=why,
+    )
+
+
+def _decide(
+    points: Points, read: Read, chance: float, lenses: Mapping[str, Lens], *, differ: bool
+) -> tuple[float | None, str]:
+    """The task particle, or why there is none."""
+    num, correct = len(points), int(read.correct.sum())
+    if not num:
+        return None, "undecided: the tokenizer has no words for any of the items"
+    if correct < FEW:
+        none = "none" if not correct else f"only {correct}"
+        return None, f"undecided: {none} of {num} answered correctly"
+    if correct / num - chance < SURE * math.sqrt(chance * (1 - chance) / num):
+        return None, f"undecided: {correct / num:.0%} correct is not clearly above chance"
+    blind = [name for name in LENSES if _gaps(read, name)]
+    for name in LENSES:
+        if name not in blind and lenses[name].particle is None:
+            return None, f"undecided: the {name} lens sees log p rise on none of the items"
+    if differ:
+        seen = ", ".join(f"{name} lens {lenses[name].particle:g}" for name in LENSES)
+        return None, f"undecided: the lenses differ by more than a quarter of the depth ({seen})"
+    sees = next((name for name in LENSES if name not in blind), None)
+    if sees is None:
+        return None, "undecided: no lens can read the stream at every depth"
+    low, _, high = lenses[sees].quartiles or [math.nan] * 3
+    words = f"over {correct} items; half of them between {low:g} and {high:g}"
+    if blind:
+        words += f"; by the {sees} lens alone: the {blind[0]} lens cannot read every depth"
+    return lenses[sees].particle, words
+
+
+def _gaps(read: Read, lens: str) -> bool:
+    """Whether a lens cannot read some depth: the stream there is another donor's."""
+    return bool(read.logp[lens].isnan().any())
+
+
+def _lens(read: Read, name: str) -> Lens:
+    """Curves by depth and the task particle, on the items that are answered correctly."""
+    logp = read.logp[name][:, read.correct]
+    readable = ~logp.isnan().any(1)
+    p = logp.exp().mean(1) if logp.shape[1] else logp.new_full((len(logp),), torch.nan)
+    # A foreign stream that the lens cannot read leaves gaps; what is defined by all depths is not
+    # defined then.
+    whole = bool(logp.shape[1]) and bool(readable.all())
+    particles = measures.particle(logp) if whole else logp.new_zeros(0)
+    particles = particles[~particles.isnan()]
+    marks = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    quartiles = particles.quantile(marks).tolist() if len(particles) else None
+    return Lens(
+        p=listed(p),
+        logp=listed(logp.mean(1) if logp.shape[1] else p),
+        entropy=listed(read.entropy[name].mean(1)),
+        particle=quartiles[1] if quartiles else None,
+        quartiles=quartiles,
+        jump=measures.largest_jump(p) if whole else None,
+        absolute=measures.absolute_rise(p) if whole else None,
+        outstanding=measures.outstanding_jump(p) if whole else None,
+    )
+
+
+def flow_of(swept: Swept) -> Flow:
+    return Flow(
+        **{
+            name: [short(v) for v in getattr(swept, name).mean(1).tolist()]
+            for name in ("influence", "angle", "growth")
+        }
+    )
+
+
+def loss_of(rows: Sequence[tuple[float, int]], *, num_bytes: int) -> Loss:
+    """Mean loss of a domain, and its standard error over stretches of text.
+
+    Args:
+        rows: summed loss and number of tokens of each stretch.
+
+    Source: the ratio estimator's variance, Cochran, "Sampling Techniques" (1977), section 6.
+    """
+    total, tokens = (sum(side) for side in zip(*rows, strict=True))
+    mean = total / tokens
+    spread = math.sqrt(sum((nats - mean * n) ** 2 for nats, n in rows))
+    return Loss(
+        per_byte=short(total / num_bytes),
+        error=short(spread / num_bytes),
+        per_token=short(mean),
+        tokens=int(tokens),
+        bytes=num_bytes,
+        stretches=[short(nats) for nats, _ in rows],
+    )
+
+
+def boundary_of(curve: Curve, sets: Sequence[Set]) -> Boundary | None:
+    """The prior's freeze boundary: the lower of the task particle and the depth that holds most of
+    the sensitivity.
+
+    Source: Freeze Deep, Train Shallow (2026) for the rule; the share is ours.
+    """
+    mean = [value or 0.0 for value in curve.mean]
+    if not sum(mean):
+        return None
+    total, depth = 0.0, 0
+    while total < CUMULATIVE * sum(mean):
+        total += mean[depth]
+        depth += 1
+    slots = "slot 0 holds" if depth == 1 else f"slots 0-{depth - 1} hold"
+    words = f"{slots} {CUMULATIVE:.0%} of the sensitivity"
+    decided = [s for s in sets if s.particle is not None]
+    tasks = [s for s in decided if s.kind == "task"] or decided
+    if not tasks:
+        return Boundary(slots=depth, why=f"{words}; no task particle was decided")
+    lowest = min(tasks, key=lambda s: s.particle or 0.0)
+    assert lowest.particle is not None
+    particle = max(1, math.floor(lowest.particle))
+    words += f"; the lowest task particle is {lowest.particle:g} ({lowest.name})"
+    return Boundary(slots=min(depth, particle), why=words)
+
+
+def listed(values: Tensor) -> list[float | None]:
+    return [None if math.isnan(v) else short(v) for v in values.tolist()]
+
+
+def short(value: float) -> Any:
+    """Six digits, and no infinity, which JSON does not know."""
+    return None if math.isinf(value) or math.isnan(value) else float(f"{value:.6g}")

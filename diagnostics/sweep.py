@@ -1,0 +1,370 @@
+"""The layer-major sweep: text and all its variants visit each layer together, once (torch side).
+
+At layer k the rows are the text itself, the variants that were perturbed below k, and those that
+are perturbed at k. That is what a forward pass for each variant would give, with half the work:
+nobody runs the layers below a perturbation a second time. A layer is in memory only while it is
+visited, and the head once, at the end.
+
+Source: LayerTracer (2026) for what is asked; the order of the work is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hybridize.assembler.loading import Parts
+from hybridize.assembler.streams import Stream
+from hybridize.diagnostics import measures
+from hybridize.diagnostics.lenses import Lens, fit_lens
+from hybridize.diagnostics.sheets import Points, Sheet
+from hybridize.diagnostics.variants import Variant, has_part, perturbed
+from hybridize.errors import CheckFailed
+
+LOGIT, RIDGE = "logit", "ridge"
+LENSES = (LOGIT, RIDGE)
+LOGITS = 1 << 23  # numbers in float64 that are held at a time: a vocabulary is wide
+
+Progress = Callable[[int, int], None]  # layer-tokens done, and in all
+
+
+@dataclass
+class Read:
+    """What was read at the points of one set. K depths, L layers, N points, variants W.
+
+    Attributes:
+        logp: lens -> log-probability of what follows, (K, N); NaN where a lens cannot read.
+        entropy: lens -> of the whole distribution, (K, N).
+        correct: whether what follows is the model's most likely token, (N,).
+        js: divergence of the outcome under each variant of each layer, (W, L, N), NaN where a
+            layer has no such part; none where nothing was perturbed.
+        loss: what the loss at each point rises by, in nats, as `js`.
+    """
+
+    logp: dict[str, Tensor]
+    entropy: dict[str, Tensor]
+    correct: Tensor
+    js: Tensor | None = None
+    loss: Tensor | None = None
+
+
+@dataclass
+class Swept:
+    """All that one sweep has found.
+
+    Attributes:
+        read: of each set of points.
+        influence, angle, growth: of each layer on the text, (L, units), see `measures`.
+        nats: set -> summed loss of each stretch of text, and its number of tokens.
+        lens_r2: of the ridge lens at each depth, (K,).
+        layer_tokens: that were run.
+    """
+
+    read: list[Read]
+    influence: Tensor
+    angle: Tensor
+    growth: Tensor
+    nats: dict[str, list[tuple[float, int]]]
+    lens_r2: Tensor
+    layer_tokens: int
+
+
+@torch.no_grad()
+def sweep(
+    parts: Parts,
+    sheets: Sequence[Sheet],
+    points: Sequence[Points],
+    variants: Sequence[Variant],
+    *,
+    memory: int,
+    progress: Progress,
+) -> Swept:
+    """Run text through a model and all its variants.
+
+    Args:
+        variants: how each layer is perturbed, for the sheets that say so.
+        memory: bytes that the states of variants may take; where more are wanted, the sheets go
+            through the model in several groups.
+
+    Raises:
+        CheckFailed: a layer gives what is no number.
+    """
+    fits = any(variant.acts_on == "fit" for variant in variants)
+    plain = [sheet for sheet in sheets if not sheet.perturbed]
+    groups = _groups(parts, [s for s in sheets if s.perturbed], len(variants), memory)
+    work = _Work(parts, points, variants)
+    total = sum(
+        layer_tokens(work.depth, [*(plain if i == 0 or fits else []), *group], variants)
+        for i, group in enumerate(groups)
+    )
+    work.tell = lambda done: progress(done, total)
+    for i, group in enumerate(groups):
+        work.run([*(plain if i == 0 or fits else []), *group], first=i == 0)
+    return work.swept()
+
+
+def _groups(
+    parts: Parts, sheets: Sequence[Sheet], num_variants: int, memory: int
+) -> list[list[Sheet]]:
+    """Sheets whose states fit into memory together; at least one at a time."""
+    config, depth = parts.model.config, len(parts.model.model.layers)
+    width = max(config.donor_config(name).hidden_size for name in config.donors)
+    each = (1 + num_variants * depth) * width * parts.model.dtype.itemsize
+    groups: list[list[Sheet]] = [[]]
+    taken = 0
+    for sheet in sheets:
+        needed = sheet.tokens.numel() * each
+        if groups[-1] and taken + needed > memory:
+            groups.append([])
+            taken = 0
+        groups[-1].append(sheet)
+        taken += needed
+    return groups
+
+
+def layer_tokens(depth: int, sheets: Sequence[Sheet], variants: Sequence[Variant]) -> int:
+    """Tokens times layers that a sweep in one group runs, if every layer has every part."""
+    again = sum(variant.reruns for variant in variants)
+    rows = depth + len(variants) * depth * (depth - 1) // 2 + again * depth
+    return sum(s.tokens.numel() * (rows if s.perturbed else depth) for s in sheets)
+
+
+@dataclass
+class _Run:
+    """One sheet on its way upwards."""
+
+    sheet: Sheet
+    stream: Stream
+    clean: Tensor
+    states: list[Tensor] = field(default_factory=list)  # at its points, of each depth
+    # (variant, layer) -> what arrives at the next slot
+    variants: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+
+class _Work:
+    """What has been found so far."""
+
+    def __init__(self, parts: Parts, points: Sequence[Points], variants: Sequence[Variant]) -> None:
+        self.parts, self.points, self.variants = parts, points, variants
+        self.model = parts.model
+        self.depth = len(self.model.model.layers)
+        self.device = self.model.device
+        self.tell: Callable[[int], None] = lambda _: None
+        self.done = 0
+        K, L, W = self.depth + 1, self.depth, len(variants)
+
+        def nothing(*shape: int) -> Tensor:
+            return torch.full(shape, torch.nan, dtype=torch.float64)
+
+        self.read = [
+            Read(
+                {lens: nothing(K, len(some)) for lens in LENSES},
+                {lens: nothing(K, len(some)) for lens in LENSES},
+                torch.zeros(len(some), dtype=torch.bool),
+                nothing(W, L, len(some)),
+                nothing(W, L, len(some)),
+            )
+            for some in points
+        ]
+        self.flow: list[list[Tensor]] = [[] for _ in range(L)]  # of each layer, (3, units)
+        self.nats: dict[str, list[tuple[float, int]]] = {}
+        self.lenses: list[Lens | None] = []
+
+    def run(self, sheets: Sequence[Sheet], *, first: bool) -> None:
+        """One group of sheets, from the embedding to the head."""
+        with self.parts.embedding():
+            streams = [Stream(self.model, s.tokens.to(self.device), None) for s in sheets]
+        runs = [_Run(s, t, t.first) for s, t in zip(sheets, streams, strict=True)]
+        for index in range(self.depth):
+            with self.parts.slot(index):
+                self._visit(runs, index)
+        for run in runs:
+            run.states.append(_at(run.sheet, run.clean))
+        if first:
+            self._fit_lenses(runs)
+        with self.parts.head():
+            for run in runs:
+                if run.sheet.points is not None:
+                    self._read_out(run)
+
+    def _visit(self, runs: Sequence[_Run], index: int) -> None:
+        layer = self.model.model.layers[index]
+        passed = []
+        for run in runs:
+            run.states.append(_at(run.sheet, run.clean))
+            given = run.stream.cross(index, run.clean)
+            gave = run.stream.run_slot(index, given)
+            self._count(run)
+            if not bool(gave.isfinite().all()):
+                raise _not_finite(self.model, index, layer)
+            passed.append((given, gave))
+            run.clean = gave
+            if run.sheet.points is not None and self.points[run.sheet.points].kind == "text":
+                self.flow[index].append(_flow(run.sheet, given, gave))
+        stand = self._stand(runs, passed)
+        for run, (given, gave) in zip(runs, passed, strict=True):
+            if run.sheet.perturbed:
+                for key, hidden in run.variants.items():
+                    run.variants[key] = run.stream.run(hidden, index, index + 1)
+                    self._count(run)
+                for w, variant in enumerate(self.variants):
+                    if has_part(layer, variant.part):
+                        changed = perturbed(variant, run.stream, index, given, gave, stand)
+                        run.variants[w, index] = changed
+                    if variant.reruns:
+                        self._count(run)
+
+    def _stand(self, runs: Sequence[_Run], passed: Sequence[tuple[Tensor, Tensor]]) -> Lens | None:
+        """The linear map closest to a layer, if a variant wants it."""
+        if all(variant.acts_on != "fit" for variant in self.variants):
+            return None
+        pairs = [
+            (_at(run.sheet, given), _at(run.sheet, gave))
+            for run, (given, gave) in zip(runs, passed, strict=True)
+            if run.sheet.points is None
+        ]
+        given, gave = (torch.cat(side) for side in zip(*pairs, strict=True))
+        return fit_lens(given, gave)
+
+    def _count(self, run: _Run) -> None:
+        self.done += run.sheet.tokens.numel()
+        self.tell(self.done)
+
+    def _fit_lenses(self, runs: Sequence[_Run]) -> None:
+        """From each depth onto the state that arrives before the final norm."""
+        fitted = [run for run in runs if run.sheet.points is None]
+        ends = [run.stream.cross(self.depth, run.states[-1]) for run in fitted]
+        for depth in range(self.depth + 1 if fitted else 0):
+            states = torch.cat([run.states[depth] for run in fitted])
+            self.lenses.append(fit_lens(states, torch.cat(ends)))
+
+    def _read_out(self, run: _Run) -> None:
+        """All that is asked of a sheet's points, with the head in memory."""
+        sheet, stream = run.sheet, run.stream
+        assert sheet.points is not None
+        points, read = self.points[sheet.points], self.read[sheet.points]
+        targets = points.targets[sheet.members].to(self.device)
+        final = stream.norm(stream.cross(self.depth, run.clean))
+        if points.kind == "text":
+            self._add_nats(points.name, run, final)
+        clean = _at(sheet, final)
+        for depth, states in enumerate(run.states):
+            for lens, seen in self._views(depth, states, run, clean):
+                for part in _chunks(sheet, self.model.config.vocab_size):
+                    logp = stream.logits(seen[None, part])[0].double().log_softmax(-1)
+                    members = sheet.members[part]
+                    read.logp[lens][depth, members] = _of(logp, targets[part]).cpu()
+                    read.entropy[lens][depth, members] = measures.entropy(logp).cpu()
+        if sheet.perturbed:
+            self._compare(run, read, clean, targets)
+        for part in _chunks(sheet, self.model.config.vocab_size):
+            best = stream.logits(clean[None, part])[0].argmax(-1)
+            read.correct[sheet.members[part]] = (best == targets[part]).cpu()
+
+    def _views(
+        self, depth: int, states: Tensor, run: _Run, clean: Tensor
+    ) -> Iterator[tuple[str, Tensor]]:
+        """What the head is given at a depth, through each lens that can look there."""
+        if depth == self.depth:
+            yield from ((lens, clean) for lens in LENSES)
+            return
+        width = self.model.config.donor_config(self.model.config.head).hidden_size
+        if states.shape[-1] == width:
+            yield LOGIT, _normed(run, states)
+        if self.lenses and (lens := self.lenses[depth]) is not None:
+            yield RIDGE, _normed(run, lens(states))
+
+    def _compare(self, run: _Run, read: Read, clean: Tensor, targets: Tensor) -> None:
+        """The outcome of each variant beside the clean one."""
+        sheet, stream = run.sheet, run.stream
+        assert read.js is not None
+        assert read.loss is not None
+        ends = {}
+        while run.variants:
+            key, hidden = run.variants.popitem()
+            ends[key] = _at(sheet, stream.norm(stream.cross(self.depth, hidden)))
+        for part in _chunks(sheet, self.model.config.vocab_size):
+            members = sheet.members[part]
+            logp = stream.logits(clean[None, part])[0].double().log_softmax(-1)
+            for (w, layer), end in ends.items():
+                logq = stream.logits(end[None, part])[0].double().log_softmax(-1)
+                read.js[w, layer, members] = measures.jensen_shannon(logp, logq).cpu()
+                rise = _of(logp, targets[part]) - _of(logq, targets[part])
+                read.loss[w, layer, members] = rise.cpu()
+
+    def _add_nats(self, name: str, run: _Run, final: Tensor) -> None:
+        """Loss over all of the tokens of a text."""
+        step = max(1, LOGITS // self.model.config.vocab_size)
+        for row, length in enumerate(run.sheet.lengths.tolist()):
+            total = 0.0
+            for start in range(0, length - 1, step):
+                stop = min(start + step, length - 1)
+                logits = run.stream.logits(final[row : row + 1, start:stop])[0]
+                targets = run.stream.tokens[row, start + 1 : stop + 1]
+                losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+                total += float(losses.double().sum())
+            self.nats.setdefault(name, []).append((total, length - 1))
+
+    def swept(self) -> Swept:
+        flow = torch.stack([torch.cat(layer, 1) for layer in self.flow])  # (L, 3, units)
+        for read in self.read:
+            if not self.variants or read.js is None or bool(read.js.isnan().all()):
+                read.js = read.loss = None
+        r2 = [torch.nan if lens is None else lens.r2 for lens in self.lenses]
+        influence, angle, growth = flow.unbind(1)
+        return Swept(
+            read=self.read,
+            influence=influence,
+            angle=angle,
+            growth=growth,
+            nats=self.nats,
+            lens_r2=torch.tensor(r2, dtype=torch.float64),
+            layer_tokens=self.done,
+        )
+
+
+def _at(sheet: Sheet, hidden: Tensor) -> Tensor:
+    """The states at a sheet's positions, (N, width)."""
+    return hidden[sheet.rows.to(hidden.device), sheet.columns.to(hidden.device)]
+
+
+def _of(logp_NV: Tensor, targets_N: Tensor) -> Tensor:
+    return logp_NV.gather(-1, targets_N[:, None])[:, 0]
+
+
+def _normed(run: _Run, states: Tensor) -> Tensor:
+    """States at a sheet's positions after the final norm, which wants whole rows."""
+    shape = (*run.sheet.tokens.shape, states.shape[-1])
+    rows = states.new_zeros(shape).to(run.clean.dtype)
+    at = run.sheet.rows.to(rows.device), run.sheet.columns.to(rows.device)
+    rows[at] = states.to(rows.dtype)
+    return _at(run.sheet, run.stream.norm(rows))
+
+
+def _chunks(sheet: Sheet, vocabulary: int) -> Iterator[slice]:
+    """So many points at a time that their distributions fit into memory."""
+    step = max(1, LOGITS // vocabulary)
+    for start in range(0, len(sheet.members), step):
+        yield slice(start, start + step)
+
+
+def _flow(sheet: Sheet, given: Tensor, gave: Tensor) -> Tensor:
+    """Block influence, angular distance, growth: means over each row's real tokens, (3, rows)."""
+    rows = []
+    for row, length in enumerate(sheet.lengths.tolist()):
+        a, b = given[row, :length], gave[row, :length]
+        found = (measures.block_influence, measures.angular_distance, measures.growth)
+        rows.append(torch.stack([measure(a, b).mean() for measure in found]).cpu())
+    return torch.stack(rows, 1)
+
+
+def _not_finite(model: torch.nn.Module, index: int, layer: torch.nn.Module) -> CheckFailed:
+    wrong = [n for n, p in layer.named_parameters() if not bool(p.isfinite().all())]
+    cause = f": its {wrong[0]} holds numbers that are not finite" if wrong else ""
+    return CheckFailed(
+        f"layer {index} gives states that are not finite{cause}",
+        fix="repair or replace the checkpoint; in 16 bits, try a wider dtype",
+    )
