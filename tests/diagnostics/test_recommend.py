@@ -1,0 +1,156 @@
+"""`recommend` on donors whose worth is known: damage goes shallow or out, twins tie."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from hybridize.assembler.plan import make_plan
+from hybridize.cli import main
+from hybridize.recipe import load_recipe
+from tests.assembler.readers import save_reader, write_text
+from tests.assembler.stacks import build_in, write_recipe
+from tests.diagnostics.donors import DEPTH, save_trained
+
+SMALL: dict[str, Any] = {
+    "calibration": {"data": ["text.txt"], "tokens": 2048, "length": 64},
+    "diagnostics": {"tokens": 2048, "length": 64, "seeds": 2},
+}
+
+
+def recipe(folder: Path, *donors: str, **sections: Any) -> Path:
+    write_text(folder)
+    return write_recipe(
+        folder / "recipe.yaml",
+        {"donors": {d: {"model": d} for d in donors}, "placement": {"top": 2}, **SMALL, **sections},
+    )
+
+
+def recommend(file: Path, *options: str, exit_code: int = 0) -> Any:
+    done = CliRunner().invoke(main, ["recommend", str(file), "--json", "--offline", *options])
+    assert done.exit_code == exit_code, done.stderr
+    return json.loads(done.stdout)
+
+
+def chosen(found: Any) -> Any:
+    return next(c for c in found["candidates"] if c["label"] == found["chosen"])
+
+
+@pytest.mark.parametrize(
+    ("seed", "damaged"), [(0, (2, 3)), (1, (4, 5)), (2, (1, 4)), (3, (0, 1)), (4, (3,))]
+)
+def test_damaged_layers_go_shallow_or_out(
+    tmp_path: Path, seed: int, damaged: tuple[int, ...]
+) -> None:
+    """The order of quality is known: one of two copies has noise in some layers."""
+    save_trained(tmp_path / "sound")
+    save_trained(tmp_path / "hurt", damaged=damaged, seed=seed)
+    found = recommend(recipe(tmp_path, "hurt", "sound"))
+    best = chosen(found)["runs"]
+    spots = [
+        (run["from"], n) for run in best for n in range(run["layers"][0], run["layers"][1] + 1)
+    ]
+    deep = [spot for slot, spot in enumerate(spots) if slot >= DEPTH / 2]
+    assert not {("hurt", layer) for layer in damaged} & set(deep)
+    quality = {entry["donor"]: entry["quality"]["value"] for entry in found["layers"]}
+    assert quality["sound"] > 0 > quality["hurt"]
+    flipped = found["candidates"][-1]
+    assert flipped["label"] == "flipped"
+    losses = [c["fit"]["losses"]["hybrid"]["text"]["per_byte"] for c in (chosen(found), flipped)]
+    assert losses[0] < losses[1]
+
+
+def test_identical_twins_tie(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save_trained(tmp_path / name)
+    found = recommend(recipe(tmp_path, "one", "two"))
+    assert found["tied"] > 1
+    assert found["lead"] == 0
+    assert {entry["quality"]["value"] for entry in found["layers"]} == {0.0}
+    assert any(line.startswith("Tie: ") for line in found["verdict"])
+
+
+def test_what_is_written_is_a_recipe_that_builds(tmp_path: Path) -> None:
+    """From another folder, with every section that the source has."""
+    save_trained(tmp_path / "sound")
+    save_trained(tmp_path / "hurt", damaged=(2,))
+    source = recipe(tmp_path, "hurt", "sound", dtype="bfloat16", name="mine")
+    target = tmp_path / "elsewhere" / "placed.yaml"
+    found = recommend(source, "--write", str(target))
+    assert found["written"] == str(target)
+    written = load_recipe(target)
+    assert written.recipe.dtype == "bfloat16"
+    assert written.recipe.calibration.tokens == 2048  # type: ignore[union-attr]
+    assert [s.donor for s in written.recipe.slots] == [r["from"] for r in chosen(found)["runs"]]
+    plan = make_plan(written)
+    assert len(plan.slots) == DEPTH
+    built = build_in(target.parent, yaml.safe_load(target.read_text()))
+    assert built.folder.is_dir()
+    comments = [line for line in target.read_text().splitlines() if line.strip().startswith("#")]
+    assert any("prior" in line for line in comments)
+    assert sum("z-scores of these layers" in line for line in comments) >= 1
+
+
+def test_a_file_that_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
+    file = recipe(tmp_path, "one", "two")
+    done = CliRunner().invoke(main, ["recommend", str(file), "--write", str(file)])
+    assert done.exit_code == 2
+    assert done.stderr == (
+        f"{file}: is there already\n  fix: choose another name, or add --force\n"
+    )
+
+
+def test_strangers_of_other_width_get_bridges_and_a_gate(tmp_path: Path) -> None:
+    save_trained(tmp_path / "llama")
+    save_reader(tmp_path / "other", "qwen3", hidden_size=48, num_hidden_layers=4)
+    sections = {
+        "placement": {"depth": 5, "top": 1, "at_least": 1},
+        "calibration": {"data": ["text.txt"], "tokens": 3000, "length": 32},
+        "diagnostics": {"tokens": 2048, "length": 32, "seeds": 2},
+    }
+    found = recommend(recipe(tmp_path, "other", "llama", **sections), exit_code=1)
+    assert found["ranked"][0]["parts"]["bridge"] < 0
+    assert found["ranked"][0]["parts"]["fit"] < 0
+    assert found["candidates"][0]["fit"]["bridges"]
+    # The second donor has learnt nothing: the score cannot help that, and what is measured says so.
+    assert found["chosen"] is None
+    assert "no better than a unigram model" in " ".join(found["verdict"])
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"placement": {"candidates": [{"from": "one", "layers": "0-9"}]}},
+            "a placement needs at least two donors",
+        ),
+        (
+            {
+                "placement": {
+                    "candidates": [
+                        {"from": "one", "layers": "0-9"},
+                        {"from": "two", "layers": "0-1"},
+                    ]
+                }
+            },
+            "donor 'one' has no layer 6: it has 6",
+        ),
+        ({"placement": {"depth": 2, "at_least": 2}}, "no stack of 2 slots obeys the rules"),
+        ({"placement": {"candidates": [{"from": "on", "layers": 0}]}}, "no donor is called 'on'"),
+        ({"placement": {"weights": {"qualty": 1}}}, "unknown key 'qualty'"),
+    ],
+)
+def test_what_cannot_be_placed_is_said(
+    tmp_path: Path, sections: dict[str, Any], message: str
+) -> None:
+    for name in ("one", "two"):
+        save_trained(tmp_path / name)
+    done = CliRunner().invoke(main, ["recommend", str(recipe(tmp_path, "one", "two", **sections))])
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.output
