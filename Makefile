@@ -5,7 +5,7 @@ BIN := .venv/bin
 MADE := .venv/.made
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 4
 
-.PHONY: help demo test test-slow check bench bench-bridges clean
+.PHONY: help demo test test-slow check bench bench-bridges bench-diagnose clean
 
 help:
 	@echo "make demo           train small donors, build and verify every recipe of recipes/demo"
@@ -14,6 +14,7 @@ help:
 	@echo "make check          ruff, mypy and the fast tests: what CI runs"
 	@echo "make bench          what we claim about speed, measured"
 	@echo "make bench-bridges  what we claim about bridges, measured"
+	@echo "make bench-diagnose what we claim about the diagnosis, measured"
 	@echo "make clean          remove .venv and everything that was built"
 
 $(MADE): pyproject.toml constraints.txt
@@ -42,6 +43,9 @@ bench: $(MADE)
 
 bench-bridges: $(MADE)
 	$(BIN)/python benchmarks/bench_bridges.py
+
+bench-diagnose: $(MADE)
+	$(BIN)/python benchmarks/bench_diagnose.py
 
 clean:
 	rm -rf .venv out build dist hybridize.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

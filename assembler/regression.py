@@ -68,7 +68,7 @@ class Sums:
         product = w @ self.xx
         square = (product * w).sum() + self.yy + self.n * b.square().sum()
         cross = (w.T * self.xy).sum() + b @ self.y - b @ (w @ self.x)
-        return max(0.0, float(square - 2 * cross))
+        return max(float(square - 2 * cross), 0.0)  # in this order, what is no number stays none
 
     @property
     def spread(self) -> float:
@@ -109,7 +109,8 @@ def ridge(sums: Sums, *, bias: bool, lambdas: Sequence[float] = LAMBDAS) -> Iter
     c, k = sums.covariances(bias=bias)
     values, vectors = torch.linalg.eigh(c)
     rotated = vectors.T @ k
-    scale = values.mean().clamp(min=torch.finfo(torch.float64).tiny)
+    mean = values.mean()
+    scale = torch.where(mean > 0, mean, 1.0)  # inputs that never change: the map is the bias alone
     for shrink in lambdas:
         # Rounding can leave an eigenvalue of zero slightly below it.
         inverse = 1 / (values.clamp(min=0) + shrink * scale)

@@ -169,9 +169,10 @@ class _Work:
             )
             for some in points
         ]
-        self.flow: list[list[Tensor]] = [[] for _ in range(L)]  # of each layer, (3, units)
+        self.flow: list[list[Tensor]] = [[] for _ in range(L)]  # of each layer, (3, rows)
         self.nats: dict[str, list[tuple[float, int]]] = {}
         self.lenses: list[Lens | None] = []
+        self.perturbed: set[int] = set()  # points that ran through perturbed layers
 
     def run(self, sheets: Sequence[Sheet], *, first: bool) -> None:
         """One group of sheets, from the embedding to the head."""
@@ -258,7 +259,8 @@ class _Work:
                     members = sheet.members[part]
                     read.logp[lens][depth, members] = _of(logp, targets[part]).cpu()
                     read.entropy[lens][depth, members] = measures.entropy(logp).cpu()
-        if sheet.perturbed:
+        if sheet.perturbed and self.variants:
+            self.perturbed.add(sheet.points)
             self._compare(run, read, clean, targets)
         for part in _chunks(sheet, self.model.config.vocab_size):
             best = stream.logits(clean[None, part])[0].argmax(-1)
@@ -309,9 +311,10 @@ class _Work:
             self.nats.setdefault(name, []).append((total, length - 1))
 
     def swept(self) -> Swept:
-        flow = torch.stack([torch.cat(layer, 1) for layer in self.flow])  # (L, 3, units)
-        for read in self.read:
-            if not self.variants or read.js is None or bool(read.js.isnan().all()):
+        nothing = torch.zeros(3, 0, dtype=torch.float64)
+        flow = torch.stack([torch.cat([nothing, *layer], 1) for layer in self.flow])
+        for i, read in enumerate(self.read):
+            if i not in self.perturbed:
                 read.js = read.loss = None
         r2 = [torch.nan if lens is None else lens.r2 for lens in self.lenses]
         influence, angle, growth = flow.unbind(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,10 @@ import click
 
 import hybridize
 from hybridize.errors import HybridizeError
+
+# Threads that wait for each other in a loop stand still on a busy machine: a minute for a second's
+# work. torch reads this when it is imported, here and in a build's second process.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 PATH = click.Path(path_type=Path)
 DEVICE = click.option(
