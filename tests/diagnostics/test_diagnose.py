@@ -208,3 +208,14 @@ def test_a_model_without_a_tokenizer_cannot_read(tmp_path: Path) -> None:
     done = diagnose(tmp_path / "donor", tmp_path)
     assert done.exit_code == 2
     assert "'donor' has no tokenizer files, and cannot read text" in done.stderr
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_what_the_processor_finds(tmp_path: Path) -> None:
+    save_trained(tmp_path / "donor")
+    curves = []
+    for device in ("cpu", "cuda"):
+        assert diagnose(tmp_path / "donor", tmp_path, *QUICK, "--device", device).exit_code == 0
+        (trace,) = document(tmp_path).models
+        curves.append([value or 0.0 for curve in trace.curves for value in curve.mean])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-2, abs=1e-4)
