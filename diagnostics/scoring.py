@@ -12,10 +12,10 @@ from torch import Tensor
 from hybridize.diagnostics import measures
 from hybridize.diagnostics.sheets import Points
 from hybridize.diagnostics.sweep import LENSES, Read, Swept
-from hybridize.diagnostics.trace import Boundary, Curve, Flow, Lens, Loss, Set
+from hybridize.diagnostics.trace import ALL_TEXT, Boundary, Curve, Flow, Lens, Loss, Set
 from hybridize.diagnostics.variants import Variant
 
-TEXT = "text"  # all domains together
+ARTICLES = {"layer": "a layer", "mixer": "a mixer", "mlp": "an MLP"}
 FEW = 5  # correct items below which a task particle says nothing
 SURE = 2.0  # standard errors by which accuracy must exceed chance
 CUMULATIVE = 0.6  # of the sensitivity, for the prior's freeze boundary
@@ -40,9 +40,10 @@ def _groups(
     pairs = [(p, r) for p, r in zip(points, swept.read, strict=True) if r.js is not None]
     text = [(p, r) for p, r in pairs if p.kind == "text"]
     if text:
-        yield TEXT, text
+        yield ALL_TEXT, text
     for pair in pairs:
-        yield pair[0].name, [pair]
+        if len(text) > 1 or pair[0].kind != "text":  # one domain alone is all the text
+            yield pair[0].name, [pair]
 
 
 def _by_unit(values_WLN: Tensor | None, points: Points) -> Tensor:
@@ -68,7 +69,7 @@ def _curve(on: str, kind: str, part: str, js_SLU: Tensor, loss_SLU: Tensor) -> C
         return Curve(
             on=on, kind=kind, part=part, mean=nothing, low=nothing, high=nothing,
             loss_rise=nothing, loss_error=nothing, agreement=None, spread=None, vulnerable=None,
-            why=f"no layer has a {part} that can be told from the rest",
+            why=f"no layer has {ARTICLES[part]} that can be told from the rest",
         )  # fmt: skip
     found = measures.sensitivity(js_SLU[:, there].transpose(0, 1))
     vulnerable, rise = found.vulnerable, loss_SLU[:, there].mean(0)
@@ -91,6 +92,8 @@ def _curve(on: str, kind: str, part: str, js_SLU: Tensor, loss_SLU: Tensor) -> C
 def _why_vulnerable(found: measures.Sensitivity, slots: Sequence[int]) -> str:
     if float(found.mean.max()) == 0:
         return "undecided: no layer changes the outcome at all"
+    if len(slots) == 1:
+        return "undecided: there is only one"
     if found.spread < measures.LEAST_SPREAD:
         return (
             f"undecided: the most sensitive layer is only {found.spread:.2f} times as sensitive "

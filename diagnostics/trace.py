@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+ALL_TEXT = "all text"  # what a curve is on that takes all domains together
+
 #: What the words of a trace mean.
 DEFINITIONS = {
     "sensitivity": "mean Jensen-Shannon divergence between the model's next-token distributions "
@@ -141,7 +143,7 @@ class Set(_Part):
 class Curve(_Part):
     """Sensitivity of all slots to one perturbation of one part; lists by slot."""
 
-    on: str  # "text": all domains; or the name of one set
+    on: str  # "all text", or the name of one set
     kind: str
     part: str
     mean: list[float | None]
@@ -201,7 +203,7 @@ class Trace(_Part):
         """The curve that the first perturbation gives of the first part, on all text."""
         return self.curves[0]
 
-    def curve(self, kind: str, part: str = "layer", on: str = "text") -> Curve:
+    def curve(self, kind: str, part: str = "layer", on: str = ALL_TEXT) -> Curve:
         """One of the curves.
 
         Raises:

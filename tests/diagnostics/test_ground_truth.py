@@ -68,7 +68,7 @@ class Found:
 
     def curve(self, kind: str = "skip") -> Curve:
         curves = curves_of(self.points, self.swept, self.variants)
-        return next(c for c in curves if (c.on, c.kind, c.part) == ("text", kind, "layer"))
+        return next(c for c in curves if (c.on, c.kind, c.part) == ("all text", kind, "layer"))
 
 
 def ask(

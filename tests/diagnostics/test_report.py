@@ -36,7 +36,7 @@ VOID = {"meta", "br", "hr", "link", "img", "input"}
 EVIL = "<script>alert('x')</script>\"&"
 
 
-def a_curve(mean: Sequence[float | None], *, on: str = "text", part: str = "layer") -> Curve:
+def a_curve(mean: Sequence[float | None], *, on: str = "all text", part: str = "layer") -> Curve:
     """A decided curve, its most sensitive slot the vulnerable one."""
     known = [value for value in mean if value is not None]
     top = list(mean).index(max(known))
