@@ -63,10 +63,10 @@ class Parts:
     def _here(self, prefix: str) -> Iterator[None]:
         places = {n: self._places[n] for n in self._absent if n.startswith(prefix)}
         away = {name: place.data for name, place in places.items()}
-        for name, place in places.items():
-            assert self._read is not None
-            place.data = self._read(self._absent[name]).to(place.dtype)
         try:
+            for name, place in places.items():
+                assert self._read is not None
+                place.data = self._read(self._absent[name]).to(place.dtype)
             yield
         finally:
             for name, place in places.items():

@@ -71,10 +71,10 @@ class Tensors:
             stream.seek(offset)
             view, done = memoryview(found.numpy().data), 0
             while done < len(view):
-                count = stream.readinto(view[done:])
-                if not count:
+                read = stream.readinto(view[done:])
+                if not read:
                     raise _ends_early(piece, file)
-                done += count
+                done += read
         return found.view(dtype)
 
     def _place(self, piece: Piece) -> tuple[Path, int, int, torch.dtype]:

@@ -126,7 +126,7 @@ class Reader:
             raise HybridizeError(
                 f"a sequence has {longest} tokens of donor '{self.name}', which reads "
                 f"{self.longest} at most: its tokenizer makes more of the same text",
-                fix="write a shorter length under calibration",
+                fix="write a shorter length",
             )
         tokens = torch.zeros(len(rows), longest, dtype=torch.long)
         mask = torch.zeros_like(tokens)
@@ -212,7 +212,7 @@ def cut(
         Finding(
             f"the text of '{domain.name}' is shorter than needed: {_count(parts)} tokens for "
             f"{domain.tokens}",
-            fix="name more text, or write fewer tokens under calibration",
+            fix="name more text, or write fewer tokens",
             place=domain.place,
         )
         for domain, parts in zip(domains, taken, strict=True)

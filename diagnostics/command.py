@@ -11,11 +11,12 @@ from pathlib import Path
 import hybridize
 from hybridize.console import token_progress
 from hybridize.diagnostics.diagnosis import diagnose
-from hybridize.diagnostics.machine import memory_budget, pick_device
+from hybridize.diagnostics.machine import pick_device
 from hybridize.diagnostics.publishing import publish
 from hybridize.diagnostics.report.html import report_html
 from hybridize.diagnostics.target import Options, find_target
 from hybridize.diagnostics.trace import Document
+from hybridize.recipe_fields import parse_size
 
 TRACE, REPORT = "trace.json", "report.html"
 LIBRARIES = ("torch", "transformers")
@@ -60,14 +61,13 @@ def run(
     wanted = Options(text, probes, perturb, part, seeds, tokens)
     found = find_target(target, wanted, built=built, offline=offline)
     where = pick_device(device)
-    budget = memory_budget(memory, where)
     with token_progress("diagnosing", "layer-tokens") as tell:
         traces = diagnose(
             found.recipe,
             found.subjects,
             device=where,
             streamed=stream,
-            memory=budget,
+            memory=parse_size(memory, "--memory") if memory else None,
             offline=offline,
             progress=tell,
         )

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from blake3 import blake3
 
 from hybridize.assembler.calibration import gather, plan_calibration
 from hybridize.assembler.windows import Domain, Reader, Windows, cut
 from hybridize.diagnostics import measures, scoring
-from hybridize.diagnostics.items import ItemSet, chance, find_items
+from hybridize.diagnostics.items import ItemSet, find_items
+from hybridize.diagnostics.machine import free_share
 from hybridize.diagnostics.sheets import LENS_TOKENS, Points, lens_sheets, task_sheets, text_sheets
 from hybridize.diagnostics.subjects import Subject, check_tokenizers
 from hybridize.diagnostics.sweep import Swept, layer_tokens, sweep
@@ -36,10 +36,13 @@ class Material:
 
     Attributes:
         windows: stretches of text of each domain; those held out are scored.
+        length: of a stretch, in tokens of the first model; `seed`: of their choice.
         noted: of each domain: source and hash.
     """
 
     windows: list[Windows]
+    length: int
+    seed: int
     noted: list[dict[str, Any]]
     probes: list[ItemSet]
 
@@ -50,7 +53,7 @@ def diagnose(
     *,
     device: str,
     streamed: bool,
-    memory: int,
+    memory: int | None,
     offline: bool,
     progress: Progress,
 ) -> list[Trace]:
@@ -59,7 +62,7 @@ def diagnose(
     Args:
         recipe: its `diagnostics` say how, its `calibration` on which text.
         streamed: read layers from disk one by one.
-        memory: bytes that the states of perturbed rows may take.
+        memory: bytes that the states of perturbed rows may take; None: a quarter of what is free.
 
     Raises:
         HybridizeError: text or probes cannot be read.
@@ -88,7 +91,7 @@ def diagnose_on(
     spec: DiagnosticsSpec,
     device: str,
     streamed: bool,
-    memory: int,
+    memory: int | None,
     progress: Progress,
 ) -> list[Trace]:
     """`diagnose` on text and probes that are gathered already."""
@@ -102,15 +105,8 @@ def diagnose_on(
         def tell(done: int, _: int, before: int = before) -> None:
             progress(before + done, total)
 
-        parts = work.subject.open(device, streamed=streamed)
-        try:
-            swept = sweep(
-                parts, work.sheets, work.points, work.variants, memory=memory, progress=tell
-            )
-        except CheckFailed as error:
-            raise _named(error, work.subject) from None
+        traces.append(work.run(device, streamed=streamed, memory=memory, progress=tell))
         before += work.layer_tokens
-        traces.append(work.trace(swept, device))
     return traces
 
 
@@ -141,7 +137,7 @@ def gather_material(
         noted = gather(planned, recipe, file, tokens=spec.tokens, offline=offline)
         domains = [Domain(d.name, share, d.place) for d, share in planned.shares(spec.tokens)]
         windows = cut(file, domains, reader, length=length, held_out=HELD_OUT, seed=planned.seed)
-    return Material(windows, noted["domains"], probes)
+    return Material(windows, length, planned.seed, noted["domains"], probes)
 
 
 class _Diagnosis:
@@ -155,24 +151,36 @@ class _Diagnosis:
         self.variants = all_variants(kinds, parts=spec.parts, seeds=spec.seeds)
         self.slots = subject.as_slots()
         self.points: list[Points] = []
-        self.sheets = lens_sheets(reader, material.windows)
+        # A map wants about as many tokens as the stream has dimensions.
+        self.lens_tokens = max(LENS_TOKENS, *(slot.width for slot in self.slots))
+        self.sheets = lens_sheets(reader, material.windows, num_tokens=self.lens_tokens)
         for part in material.windows:
             points, sheets = text_sheets(reader, part, len(self.points))
             self.points.append(points)
             self.sheets += sheets
-        self.readable: list[list[int]] = []
         for items in material.probes:
-            points, sheets, readable = task_sheets(
+            points, sheets = task_sheets(
                 reader, items, len(self.points), perturbed=spec.perturb == "all"
             )
             self.points.append(points)
             self.sheets += sheets
-            self.readable.append(readable)
 
     @property
     def layer_tokens(self) -> int:
         """That a sweep in one group runs, if every layer has every part."""
         return layer_tokens(len(self.slots), self.sheets, self.variants)
+
+    def run(self, device: str, *, streamed: bool, memory: int | None, progress: Progress) -> Trace:
+        """Sweep the model, which goes from memory again before the next one comes."""
+        parts = self.subject.open(device, streamed=streamed)
+        budget = memory or free_share(device)
+        try:
+            swept = sweep(
+                parts, self.sheets, self.points, self.variants, memory=budget, progress=progress
+            )
+        except CheckFailed as error:
+            raise _named(error, self.subject) from None
+        return self.trace(swept, device)
 
     def trace(self, swept: Swept, device: str) -> Trace:
         slots, sets = self.slots, self._sets(swept)
@@ -190,7 +198,7 @@ class _Diagnosis:
             losses=self._losses(swept),
             boundary=scoring.boundary_of(curves[0], sets),
             layer_tokens=swept.layer_tokens,
-            naive_layer_tokens=len(slots) * (once + again * len(slots) * len(self.variants)),
+            naive_layer_tokens=len(slots) * (once + again * swept.variants),
         )
 
     def _settings(self, device: str) -> Settings:
@@ -207,47 +215,40 @@ class _Diagnosis:
             ],
             parts=list(spec.parts),
             tokens=spec.tokens,
-            length=spec.length,
-            seed=0,
+            length=self.material.length,
+            seed=self.material.seed,
             perturb=spec.perturb,
             resamples=measures.RESAMPLES,
             level=measures.LEVEL,
             share=measures.SHARE,
-            lens_tokens=LENS_TOKENS,
+            lens_tokens=self.lens_tokens,
             device=device,
         )
 
     def _sets(self, swept: Swept) -> list[Set]:
-        found = []
-        texts = len(self.material.windows)
-        for i, (points, read) in enumerate(zip(self.points, swept.read, strict=True)):
-            if i < texts:
-                noted = self.material.noted[i]
-                found.append(
-                    scoring.set_of(
-                        points,
-                        read,
-                        title="what comes next in text",
-                        source=noted["source"],
-                        blake3=noted["blake3"],
-                        items=len(points),
-                        chance=_commonest(points),
-                    )
-                )
-                continue
-            items, readable = self.material.probes[i - texts], self.readable[i - texts]
-            found.append(
-                scoring.set_of(
-                    points,
-                    read,
-                    title=items.title,
-                    source=items.source,
-                    blake3=_hash(items),
-                    items=len(items.items),
-                    chance=chance([items.items[j] for j in readable]) if readable else None,
-                )
+        """The domains of text, then the probe sets, in the order of their points."""
+        sources: list[tuple[str, Any, str, int | None]] = [
+            ("what comes next in text", noted["source"], noted["blake3"], None)
+            for noted in self.material.noted
+        ]
+        sources += [
+            (items.title, items.source, _hash(items), len(items.items))
+            for items in self.material.probes
+        ]
+        return [
+            scoring.set_of(
+                points,
+                read,
+                title=title,
+                source=source,
+                blake3=digest,
+                items=len(points) if items is None else items,
+                chance=_commonest(points),
             )
-        return found
+            for points, read, (title, source, digest, items) in zip(
+                self.points, swept.read, sources, strict=True
+            )
+        ]
 
     def _losses(self, swept: Swept) -> dict[str, Loss]:
         found = {}
@@ -257,8 +258,9 @@ class _Diagnosis:
         return found
 
 
-def _commonest(points: Points) -> float:
-    return float(torch.bincount(points.targets).max()) / len(points)
+def _commonest(points: Points) -> float | None:
+    """Share of the token that follows most often; None: there are no points."""
+    return float(points.targets.bincount().max()) / len(points) if len(points) else None
 
 
 def _hash(items: ItemSet) -> str:

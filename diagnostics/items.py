@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -104,12 +102,6 @@ def read_items(file: Path, *, name: str | None = None) -> ItemSet:
     if not items:
         raise HybridizeError("no items: the file is empty", fix=ONE_OBJECT, place=str(file))
     return ItemSet(name or file.stem, f"items of {file.name}", tuple(items), str(file))
-
-
-def chance(items: Iterable[Item]) -> float:
-    """Share of the commonest answer: what always saying one thing would score; 0 without items."""
-    counts = Counter(item.answer for item in items)
-    return max(counts.values()) / counts.total() if counts else 0.0
 
 
 def _bytes(file: Path) -> bytes:

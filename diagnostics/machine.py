@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import torch
 
 from hybridize.errors import HybridizeError
-from hybridize.recipe_fields import parse_size
 
 SHARE = 0.25  # of free memory, for the states of perturbed text
 
@@ -24,15 +23,10 @@ def pick_device(asked: str) -> str:
     return "cuda" if asked != "cpu" and there else "cpu"
 
 
-def memory_budget(asked: str | None, device: str) -> int:
-    """Bytes that the command line asks for, or a quarter of what is free."""
-    if asked is not None:
-        return parse_size(asked, "--memory")
-    return int(SHARE * _free_memory(device))
-
-
-def _free_memory(device: str) -> int:
-    """Bytes that are free now."""
+def free_share(device: str) -> int:
+    """A quarter of the bytes that are free now, files that are only cached counted as free."""
     if device == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return int(SHARE * torch.cuda.mem_get_info()[0])
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(line for line in lines if line.startswith("MemAvailable:"))
+    return int(SHARE * int(available.split()[1]) * 1024)

@@ -154,10 +154,10 @@ def angular_distance(given_TD: Tensor, gave_TD: Tensor) -> Tensor:
     return _cosine(given_TD, gave_TD).clamp(-1, 1).acos() / math.pi
 
 
-def growth(given_TD: Tensor, gave_TD: Tensor) -> Tensor:
-    """Length of what a layer gives over the length of what it is given, (T,)."""
-    ratio: Tensor = gave_TD.double().norm(dim=-1) / given_TD.double().norm(dim=-1)
-    return ratio
+def growth(arrived_TD: Tensor, gave_TE: Tensor) -> Tensor:
+    """RMS of what a slot gives over the RMS of what arrives at it, (T,); widths may differ."""
+    squares = gave_TE.double().square().mean(-1) / arrived_TD.double().square().mean(-1)
+    return squares.sqrt()
 
 
 def _cosine(one: Tensor, other: Tensor) -> Tensor:

@@ -12,12 +12,20 @@ from torch import Tensor
 from hybridize.diagnostics import measures
 from hybridize.diagnostics.sheets import Points
 from hybridize.diagnostics.sweep import LENSES, Read, Swept
-from hybridize.diagnostics.trace import ALL_TEXT, Boundary, Curve, Flow, Lens, Loss, Set
+from hybridize.diagnostics.trace import (
+    ALL_TEXT,
+    Boundary,
+    Curve,
+    Flow,
+    Lens,
+    Loss,
+    Set,
+    clearly_above,
+)
 from hybridize.diagnostics.variants import Variant
 
 ARTICLES = {"layer": "a layer", "mixer": "a mixer", "mlp": "an MLP"}
 FEW = 5  # correct items below which a task particle says nothing
-SURE = 2.0  # standard errors by which accuracy must exceed chance
 CUMULATIVE = 0.6  # of the sensitivity, for the prior's freeze boundary
 
 
@@ -113,7 +121,11 @@ def set_of(
     items: int,
     chance: float | None,
 ) -> Set:
-    """Where the model does what a set asks."""
+    """Where the model does what a set asks.
+
+    Args:
+        chance: accuracy of always saying one thing.
+    """
     correct = int(read.correct.sum())
     lenses = {name: _lens(read, name) for name in LENSES}
     depth = len(next(iter(read.logp.values()))) - 1
@@ -148,7 +160,7 @@ def _decide(
     if correct < FEW:
         none = "none" if not correct else f"only {correct}"
         return None, f"undecided: {none} of {num} answered correctly"
-    if correct / num - chance < SURE * math.sqrt(chance * (1 - chance) / num):
+    if not clearly_above(correct / num, chance, num):
         return None, f"undecided: {correct / num:.0%} correct is not clearly above chance"
     blind = [name for name in LENSES if _gaps(read, name)]
     for name in LENSES:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -91,10 +92,9 @@ def ask(reader: Reader, item: Item) -> Question | None:
 
 def task_sheets(
     reader: Reader, items: ItemSet, index: int, *, perturbed: bool
-) -> tuple[Points, list[Sheet], list[int]]:
-    """Rows of a probe set, and which of its items the tokenizer can read."""
-    asked = [ask(reader, item) for item in items.items]
-    readable = [i for i, question in enumerate(asked) if question is not None]
+) -> tuple[Points, list[Sheet]]:
+    """Rows of a probe set: of those items that the tokenizer can read."""
+    asked = (ask(reader, item) for item in items.items)
     questions = [question for question in asked if question is not None]
     order = sorted(range(len(questions)), key=lambda i: len(questions[i].tokens))
     sheets = []
@@ -106,7 +106,7 @@ def task_sheets(
             Sheet(tokens, lengths, rows, lengths - 1, index, torch.tensor(some), perturbed)
         )
     targets = torch.tensor([q.target for q in questions], dtype=torch.long)
-    return Points(items.name, "task", torch.arange(len(questions)), targets), sheets, readable
+    return Points(items.name, "task", torch.arange(len(questions)), targets), sheets
 
 
 def text_sheets(reader: Reader, part: Windows, index: int) -> tuple[Points, list[Sheet]]:
@@ -114,42 +114,48 @@ def text_sheets(reader: Reader, part: Windows, index: int) -> tuple[Points, list
     sheets: list[Sheet] = []
     units: list[Tensor] = []
     targets: list[Tensor] = []
-    done = 0
+    done = num_rows = 0
     for rows in _text_rows(reader, part.held_out):
         lengths = torch.tensor([len(row) for row in rows])
+        # The last token of a row has nothing behind it; a single one predicts nothing.
         places = [_spread(min(1, len(row) - 2), len(row) - 2, SCORED) for row in rows]
-        where = [(i, column) for i, columns in enumerate(places) for column in columns]
-        at, columns = (torch.tensor(side) for side in zip(*where, strict=True))
+        at, columns = _where(places)
         tokens = _padded(rows)
         members = torch.arange(done, done + len(at))
         sheets.append(Sheet(tokens, lengths, at, columns, index, members, perturbed=True))
         targets.append(tokens[at, columns + 1])
-        units.append(at + (int(units[-1].max()) + 1 if units else 0))
+        units.append(at + num_rows)
+        num_rows += len(rows)
         done += len(at)
-    points = Points(part.domain.name, "text", torch.cat(units), torch.cat(targets))
-    return points, sheets
+    # Rows of a single token have no points, and are no units.
+    _, numbered = torch.unique(torch.cat(units), return_inverse=True)
+    return Points(part.domain.name, "text", numbered, torch.cat(targets)), sheets
 
 
-def lens_sheets(reader: Reader, parts: Sequence[Windows]) -> list[Sheet]:
-    """Text that lenses are fitted to, no part of it scored: stretches of all domains in turn."""
-    turns = [text for some in zip(*(part.fit for part in parts), strict=False) for text in some]
-    lengths = [len(row) for rows in _text_rows(reader, turns) for row in rows]
-    each = max(1, -(-LENS_TOKENS // max(1, len(lengths))))
+def lens_sheets(
+    reader: Reader, parts: Sequence[Windows], *, num_tokens: int = LENS_TOKENS
+) -> list[Sheet]:
+    """Text that lenses are fitted to, no part of it scored: stretches of all domains in turn.
+
+    Without the first token of a stretch: there most models have one and the same state, a huge one.
+    """
+    turns = [t for some in zip_longest(*(p.fit for p in parts)) for t in some if t is not None]
+    rows = [row for some in _text_rows(reader, turns) for row in some if len(row) > 1]
+    each = -(-num_tokens // max(1, len(rows)))
     sheets = []
-    for rows in _text_rows(reader, turns):
-        places = [_spread(0, len(row) - 1, each) for row in rows]
-        where = [(i, column) for i, columns in enumerate(places) for column in columns]
-        at, columns = (torch.tensor(side) for side in zip(*where, strict=True))
-        sizes = torch.tensor([len(row) for row in rows])
-        sheets.append(Sheet(_padded(rows), sizes, at, columns, None, at, perturbed=False))
+    for some in _batches(range(len(rows)), [len(row) for row in rows]):
+        places = [_spread(1, len(rows[i]) - 1, each) for i in some]
+        at, columns = _where(places)
+        sizes = torch.tensor([len(rows[i]) for i in some])
+        tokens = _padded([rows[i] for i in some])
+        sheets.append(Sheet(tokens, sizes, at, columns, None, at, perturbed=False))
     return sheets
 
 
 def _text_rows(reader: Reader, texts: Sequence[str]) -> Iterator[list[list[int]]]:
-    """Tokens of texts, some at a time, without those of a single one, which predicts nothing."""
+    """Tokens of texts, as many at a time as run together."""
     read = reader.encode(texts)
     rows = [row[: len(ends)] for row, ends in zip(read.tokens.tolist(), read.ends, strict=True)]
-    rows = [row for row in rows if len(row) > 1]
     for some in _batches(range(len(rows)), [len(row) for row in rows]):
         yield [rows[i] for i in some]
 
@@ -167,6 +173,13 @@ def _batches(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]
         yield some
 
 
+def _where(places: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Rows and columns of positions, which stand row by row."""
+    pairs = [(row, column) for row, columns in enumerate(places) for column in columns]
+    rows, columns = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
+    return rows, columns
+
+
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
     longest = max(map(len, rows))
     return torch.tensor([[*row, *([row[-1]] * (longest - len(row)))] for row in rows])
@@ -175,6 +188,6 @@ def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
 def _spread(first: int, last: int, most: int) -> list[int]:
     """At most so many whole numbers from `first` to `last`, evenly spread."""
     count = min(most, last - first + 1)
-    if count <= 1:
-        return [last]
+    if last < 0 or count <= 1:
+        return [last] if last >= 0 else []
     return [first + round(i * (last - first) / (count - 1)) for i in range(count)]

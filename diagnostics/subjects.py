@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hybridize.assembler.loading import Parts
     from hybridize.assembler.windows import Reader
 
+ALONE = "model"  # what the one donor is called in memory
 HYBRID = "hybridize"  # model_type of what the runtime runs
 
 
@@ -73,7 +74,10 @@ class Subject:
 
         if self.donor is None:
             return built_parts(self.checkpoint, device, streamed=streamed)
-        return Weights({self.name: self.donor}, device).parts(self.name, streamed=streamed)
+        # Not its own name: a folder may be called `train`, as a method of torch's modules is.
+        return Weights({ALONE: replace(self.donor, name=ALONE)}, device).parts(
+            ALONE, streamed=streamed
+        )
 
     def reader(self) -> Reader:
         """Its tokenizer; this imports torch."""

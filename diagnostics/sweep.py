@@ -21,7 +21,7 @@ from hybridize.assembler.streams import Stream
 from hybridize.diagnostics import measures
 from hybridize.diagnostics.lenses import Lens, fit_lens
 from hybridize.diagnostics.sheets import Points, Sheet
-from hybridize.diagnostics.variants import Variant, has_part, perturbed
+from hybridize.diagnostics.variants import Stand, Variant, has_part, perturbed
 from hybridize.errors import CheckFailed
 
 LOGIT, RIDGE = "logit", "ridge"
@@ -61,6 +61,7 @@ class Swept:
         nats: set -> summed loss of each stretch of text, and its number of tokens.
         lens_r2: of the ridge lens at each depth, (K,).
         layer_tokens: that were run.
+        variants: number of pairs of a variant and a layer that has such a part.
     """
 
     read: list[Read]
@@ -70,6 +71,7 @@ class Swept:
     nats: dict[str, list[tuple[float, int]]]
     lens_r2: Tensor
     layer_tokens: int
+    variants: int
 
 
 @torch.no_grad()
@@ -94,15 +96,19 @@ def sweep(
     """
     fits = any(variant.acts_on == "fit" for variant in variants)
     plain = [sheet for sheet in sheets if not sheet.perturbed]
-    groups = _groups(parts, [s for s in sheets if s.perturbed], len(variants), memory)
+    # The first group takes along what is not perturbed; later ones what maps are fitted to.
+    again = [sheet for sheet in plain if sheet.points is None] if fits else []
+    groups = [
+        [*(again if i else plain), *group]
+        for i, group in enumerate(
+            _groups(parts, [s for s in sheets if s.perturbed], len(variants), memory)
+        )
+    ]
     work = _Work(parts, points, variants)
-    total = sum(
-        layer_tokens(work.depth, [*(plain if i == 0 or fits else []), *group], variants)
-        for i, group in enumerate(groups)
-    )
+    total = sum(layer_tokens(work.depth, group, variants) for group in groups)
     work.tell = lambda done: progress(done, total)
     for i, group in enumerate(groups):
-        work.run([*(plain if i == 0 or fits else []), *group], first=i == 0)
+        work.run(group, first=i == 0)
     return work.swept()
 
 
@@ -173,6 +179,7 @@ class _Work:
         self.nats: dict[str, list[tuple[float, int]]] = {}
         self.lenses: list[Lens | None] = []
         self.perturbed: set[int] = set()  # points that ran through perturbed layers
+        self.ran: set[tuple[int, int]] = set()  # variants, and layers that have such a part
 
     def run(self, sheets: Sequence[Sheet], *, first: bool) -> None:
         """One group of sheets, from the embedding to the head."""
@@ -202,9 +209,9 @@ class _Work:
             if not bool(gave.isfinite().all()):
                 raise _not_finite(self.model, index, layer)
             passed.append((given, gave))
-            run.clean = gave
             if run.sheet.points is not None and self.points[run.sheet.points].kind == "text":
-                self.flow[index].append(_flow(run.sheet, given, gave))
+                self.flow[index].append(_flow(run.sheet, run.clean, given, gave))
+            run.clean = gave
         stand = self._stand(runs, passed)
         for run, (given, gave) in zip(runs, passed, strict=True):
             if run.sheet.perturbed:
@@ -212,14 +219,18 @@ class _Work:
                     run.variants[key] = run.stream.run(hidden, index, index + 1)
                     self._count(run)
                 for w, variant in enumerate(self.variants):
-                    if has_part(layer, variant.part):
-                        changed = perturbed(variant, run.stream, index, given, gave, stand)
-                        run.variants[w, index] = changed
+                    if not has_part(layer, variant.part):
+                        continue
+                    changed = perturbed(variant, run.stream, index, given, gave, stand)
+                    run.variants[w, index] = changed
                     if variant.reruns:
                         self._count(run)
 
-    def _stand(self, runs: Sequence[_Run], passed: Sequence[tuple[Tensor, Tensor]]) -> Lens | None:
-        """The linear map closest to a layer, if a variant wants it."""
+    def _stand(self, runs: Sequence[_Run], passed: Sequence[tuple[Tensor, Tensor]]) -> Stand | None:
+        """The linear map closest to a layer, if a variant wants it.
+
+        It is fitted to the update: what few tokens say nothing about is left as it is.
+        """
         if all(variant.acts_on != "fit" for variant in self.variants):
             return None
         pairs = [
@@ -228,7 +239,8 @@ class _Work:
             if run.sheet.points is None
         ]
         given, gave = (torch.cat(side) for side in zip(*pairs, strict=True))
-        return fit_lens(given, gave)
+        update = fit_lens(given, gave - given)
+        return lambda hidden: hidden + update(hidden)
 
     def _count(self, run: _Run) -> None:
         self.done += run.sheet.tokens.numel()
@@ -293,9 +305,12 @@ class _Work:
             logp = stream.logits(clean[None, part])[0].double().log_softmax(-1)
             for (w, layer), end in ends.items():
                 logq = stream.logits(end[None, part])[0].double().log_softmax(-1)
-                read.js[w, layer, members] = measures.jensen_shannon(logp, logq).cpu()
+                js = measures.jensen_shannon(logp, logq)
+                # An outcome that is no number (16 bits overflow) has nothing of the clean one.
+                read.js[w, layer, members] = js.nan_to_num(measures.LN2).cpu()
                 rise = _of(logp, targets[part]) - _of(logq, targets[part])
                 read.loss[w, layer, members] = rise.cpu()
+                self.ran.add((w, layer))
 
     def _add_nats(self, name: str, run: _Run, final: Tensor) -> None:
         """Loss over all of the tokens of a text."""
@@ -326,6 +341,7 @@ class _Work:
             nats=self.nats,
             lens_r2=torch.tensor(r2, dtype=torch.float64),
             layer_tokens=self.done,
+            variants=len(self.ran),
         )
 
 
@@ -354,13 +370,17 @@ def _chunks(sheet: Sheet, vocabulary: int) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def _flow(sheet: Sheet, given: Tensor, gave: Tensor) -> Tensor:
-    """Block influence, angular distance, growth: means over each row's real tokens, (3, rows)."""
+def _flow(sheet: Sheet, arrived: Tensor, given: Tensor, gave: Tensor) -> Tensor:
+    """Block influence, angular distance, growth: over each row's real tokens, (3, rows).
+
+    Growth counts the bridge in, and is a median: some models lengthen the first token's state a
+    thousandfold in one layer.
+    """
     rows = []
     for row, length in enumerate(sheet.lengths.tolist()):
-        a, b = given[row, :length], gave[row, :length]
-        found = (measures.block_influence, measures.angular_distance, measures.growth)
-        rows.append(torch.stack([measure(a, b).mean() for measure in found]).cpu())
+        a, b, c = arrived[row, :length], given[row, :length], gave[row, :length]
+        turned = measures.block_influence(b, c).mean(), measures.angular_distance(b, c).mean()
+        rows.append(torch.stack([*turned, measures.growth(a, c).median()]).cpu())
     return torch.stack(rows, 1)
 
 

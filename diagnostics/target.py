@@ -11,8 +11,10 @@ import yaml
 
 from hybridize.diagnostics.subjects import Subject, model_subject, recipe_subjects
 from hybridize.errors import HybridizeError
+from hybridize.plugins import plugin_names
 from hybridize.positions import parse_yaml
 from hybridize.recipe import RecipeFile, load_recipe, read_recipe
+from hybridize.recipe_sections import CalibrationSpec
 
 COMMAND_LINE = Path("command line")  # what errors in options name
 
@@ -38,7 +40,7 @@ class Options:
             "tokens": self.tokens,
         }
         given = {key: value for key, value in diagnostics.items() if value not in ([], None)}
-        data = [{"files": str(Path.cwd() / name), "name": Path(name).stem} for name in self.text]
+        data = [str(Path.cwd() / name) for name in self.text]
         return {
             **({"diagnostics": given} if given else {}),
             **({"calibration": {"data": data}} if data else {}),
@@ -98,7 +100,9 @@ def with_options(recipe: RecipeFile, options: Options) -> RecipeFile:
         fields = {name: getattr(checked.recipe.diagnostics, name) for name in given["diagnostics"]}
         update["diagnostics"] = recipe.recipe.diagnostics.model_copy(update=fields)
     if "calibration" in given:
-        update["calibration"] = checked.recipe.calibration
+        assert checked.recipe.calibration is not None
+        spec = recipe.recipe.calibration or CalibrationSpec()
+        update["calibration"] = spec.model_copy(update={"data": checked.recipe.calibration.data})
     return RecipeFile(recipe.recipe.model_copy(update=update), recipe.document)
 
 
@@ -107,8 +111,10 @@ def _recipe(data: dict[str, Any]) -> RecipeFile:
 
 
 def _absolute(name: str) -> str:
-    """A file of the working folder; any other name is that of a set."""
-    return str(Path.cwd() / name) if Path(name).is_file() or "/" in name else name
+    """A set that hybridize brings, or else a file of the working folder, if there is one."""
+    brought = name in plugin_names("probes")
+    is_path = "/" in name or Path(name).is_file()
+    return str(Path.cwd() / name) if is_path and not brought else name
 
 
 def _perturbation(text: str) -> Any:

@@ -6,6 +6,7 @@ d - 1. Divergences and losses are in nats. `None` stands for what could not be m
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,10 +38,11 @@ DEFINITIONS = {
     "absolute": "first depth at which the mean p(answer) lies 0.1 above that at depth 0",
     "outstanding": "first depth whose jump of the mean p(answer) lies two standard deviations "
     "above the mean jump",
-    "chance": "share of the commonest answer: what always saying one thing would score",
+    "chance": "share of the commonest answer token: what always saying one thing would score",
     "influence": "block influence: 1 - cosine between what a layer is given and what it gives",
     "angle": "angle between the two, in units of pi",
-    "growth": "length of what a layer gives over the length of what it is given",
+    "growth": "RMS of what a slot gives over the RMS of what arrives at it, before its bridge; "
+    "median over tokens, mean over stretches",
     "entropy": "of the next-token distribution read out at a depth",
 }
 
@@ -138,6 +140,11 @@ class Set(_Part):
         """Of the particles of single items, by the lens that decided; None: undecided."""
         found = (lens.quartiles for lens in self.lenses.values() if lens.quartiles is not None)
         return None if self.particle is None else next(found, None)
+
+
+def clearly_above(accuracy: float, chance: float, num: int) -> bool:
+    """Whether an accuracy over so many items is two standard errors above chance."""
+    return accuracy - chance >= 2 * math.sqrt(chance * (1 - chance) / num)
 
 
 class Curve(_Part):

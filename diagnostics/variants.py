@@ -51,10 +51,14 @@ class Variant:
         """Whether the layer itself must run again, other than for an update or its output."""
         return self.part != LAYER or self.acts_on in ("input", "weights")
 
-    def change(self, layer: int) -> Change:
-        """What is done to a value at a layer: the same for all text, and on every device."""
+    def change(self, layer: int, tensor: str = "") -> Change:
+        """What is done to a value at a layer: the same for all text, and on every device.
+
+        Args:
+            tensor: name of the matrix, where weights are changed: each gets numbers of its own.
+        """
         perturb = load_plugin("perturbations", self.kind).perturb
-        name = f"{self.seed} {self.kind} {self.part} {layer}"
+        name = f"{self.seed} {self.kind} {self.part} {layer} {tensor}".rstrip()
 
         def changed(value: Tensor) -> Tensor:
             # Not hash(), which is salted. Drawn on the CPU: a GPU would draw other numbers.
@@ -99,7 +103,7 @@ def perturbed(
     acts_on = variant.acts_on
     if acts_on == "weights":
         modules = [layer] if variant.part == LAYER else _modules(layer, variant.part)
-        with _other_weights(modules, change):
+        with _other_weights(modules, lambda name: variant.change(index, name)):
             return stream.run_slot(index, given)
     if variant.part != LAYER:
         with ExitStack() as hooks:
@@ -133,8 +137,8 @@ def _hooked(module: nn.Module, change: Change, acts_on: str) -> Iterator[None]:
     def before(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         if args:
             return (change(args[0]), *args[1:]), kwargs
-        name = next(key for key, value in kwargs.items() if isinstance(value, Tensor))
-        return args, {**kwargs, name: change(kwargs[name])}
+        first = next(name for name in signature.parameters if name in kwargs)
+        return args, {**kwargs, first: change(kwargs[first])}
 
     def after(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         first = output[0] if isinstance(output, tuple) else output
@@ -156,18 +160,21 @@ def _hooked(module: nn.Module, change: Change, acts_on: str) -> Iterator[None]:
 
 
 @contextmanager
-def _other_weights(modules: Sequence[nn.Module], change: Change) -> Iterator[None]:
+def _other_weights(
+    modules: Sequence[nn.Module], change_of: Callable[[str], Change]
+) -> Iterator[None]:
     """Matrices with a change, for a while; the weights themselves may be a mapped file."""
-    kept = {
-        parameter: parameter.data
-        for module in modules
-        for parameter in module.parameters()
+    matrices = {
+        f"{i}.{name}": parameter
+        for i, module in enumerate(modules)
+        for name, parameter in module.named_parameters()
         if parameter.ndim >= 2
     }
+    kept = {name: parameter.data for name, parameter in matrices.items()}
     try:
-        for parameter, data in kept.items():
-            parameter.data = change(data)
+        for name, parameter in matrices.items():
+            parameter.data = change_of(name)(kept[name])
         yield
     finally:
-        for parameter, data in kept.items():
-            parameter.data = data
+        for name, parameter in matrices.items():
+            parameter.data = kept[name]

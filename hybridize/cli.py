@@ -198,7 +198,7 @@ def diagnose(target: str, *, as_json: bool, offline: bool, **options: Any) -> No
 )
 @click.option("--seeds", type=click.IntRange(1, 100), help="Of each perturbation by chance.")
 @click.option("--tokens", type=click.IntRange(64), help="Of text for the diagnosis of donors.")
-@click.option("--stream", is_flag=True, help="Read one layer of a donor at a time.")
+@click.option("--stream", is_flag=True, help="Read one layer at a time while donors are diagnosed.")
 @DEVICE
 @click.option("--memory", help="For the states of perturbed text: 4GB.  [default: a quarter]")
 @common

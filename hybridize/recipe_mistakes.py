@@ -145,13 +145,16 @@ def _unknown_names(data: dict[str, Any]) -> Iterator[Mistake]:
         at = (*where, "kind") if isinstance(section, dict) else where
         if isinstance(kind, str) and kind not in kinds:
             yield at, f"unknown bridge kind '{kind}'", did_you_mean(kind, kinds)
-    kinds = plugin_names("perturbations")
+    kinds, seen = plugin_names("perturbations"), set()
     for i, entry in enumerate(as_list(as_dict(data.get("diagnostics")).get("perturbations"))):
         kind = entry if isinstance(entry, str) else as_dict(entry).get("kind", "dropout")
         at = ("diagnostics", "perturbations", i)
         if isinstance(kind, str) and kind not in kinds:
             where = at if isinstance(entry, str) else (*at, "kind")
             yield where, f"unknown perturbation '{kind}'", did_you_mean(kind, kinds)
+        elif kind in seen:
+            yield at, f"perturbation '{kind}' stands twice", "write it once, with one strength"
+        seen.add(str(kind))
 
 
 def _slot_mistakes(data: dict[str, Any]) -> Iterator[Mistake]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from hybridize.assembler.stack import TOKENS_PER_INPUT
 from hybridize.assembler.windows import Domain, Windows, cut
 from hybridize.diagnostics import scoring
 from hybridize.diagnostics.diagnosis import Material
+from hybridize.diagnostics.machine import free_share
 from hybridize.diagnostics.sheets import Points, Sheet, lens_sheets, text_sheets
 from hybridize.diagnostics.sweep import sweep
-from hybridize.diagnostics.trace import Boundary, Curve, Flow
+from hybridize.diagnostics.trace import Boundary, Curve, Flow, Trace
 from hybridize.diagnostics.variants import Variant
 
-GROWTH = 10.0  # times by which one slot may lengthen the stream, the first one excepted
+GROWTH = 10.0  # times what the same layer does in its donor
 
 Progress = Callable[[int, int], None]
 
@@ -60,19 +61,26 @@ class Workshop:
     Args:
         weights: of all donors.
         material: text for the diagnosis of the result.
+        traces: of the donors alone.
     """
 
     def __init__(
         self,
         weights: Weights,
         material: Material,
+        traces: Sequence[Trace],
         *,
         variants: Sequence[Variant],
-        memory: int,
+        memory: int | None,
         offline: bool,
     ) -> None:
         self.weights, self.material, self.memory = weights, material, memory
         self.variants, self.offline = variants, offline
+        self._own_growth = {
+            (trace.model.name, layer): growth
+            for trace in traces
+            for layer, growth in enumerate(trace.flow.growth)
+        }
         self._windows: list[Windows] | None = None
         self._donors: dict[str, Losses] | None = None
 
@@ -108,12 +116,14 @@ class Workshop:
             sheets,
             points,
             self.variants,
-            memory=self.memory,
+            memory=self.memory or free_share(self.weights.device),
             progress=lambda *_: None,
         )
         curve = scoring.curves_of(points, swept, self.variants)[0]
         flow = scoring.flow_of(swept)
-        return Measured(fit, curve, flow, scoring.boundary_of(curve, []), tuple(_alarms(fit, flow)))
+        own = [self._own_growth.get(pick, 1.0) for pick in plan.picks]
+        alarms = (*_weak(fit), *_losses(fit), *_blow_ups(flow, own))
+        return Measured(fit, curve, flow, scoring.boundary_of(curve, []), alarms)
 
     def _text(self, plan: Plan) -> list[Windows]:
         """Text for all stacks, as much as the widest of all bridges may want."""
@@ -126,18 +136,28 @@ class Workshop:
         return self._windows
 
 
-def _alarms(fit: dict[str, Any], flow: Flow) -> list[str]:
-    """Blow-ups: a loss no better than the tokens' frequencies, a stream that explodes."""
-    found = []
+def _weak(fit: dict[str, Any]) -> Iterator[str]:
+    for bridge in fit["bridges"]:
+        if bridge["weak"]:
+            yield (
+                f"the bridge {bridge['place']} explains less than {fit['gate']:.0%} of its stream "
+                f"on {' and '.join(bridge['weak'])}"
+            )
+
+
+def _losses(fit: dict[str, Any]) -> Iterator[str]:
     for domain in fit["domains"]:
         name = domain["name"]
         loss, plain = (fit["losses"][m][name]["per_byte"] for m in ("hybrid", "unigram"))
         if not loss < plain:
-            found.append(f"{name}: {loss:.3f} nats per byte, no better than a unigram model")
-    for slot, growth in enumerate(flow.growth):
-        if slot and not growth < GROWTH:
-            found.append(f"slot {slot} makes the stream {growth:.0f} times as long")
-    return found
+            yield f"{name}: {loss:.3f} nats per byte, no better than a unigram model"
+
+
+def _blow_ups(flow: Flow, own: Sequence[float]) -> Iterator[str]:
+    """Slots that lengthen the stream far more than the same layers do in their donors."""
+    for slot, (growth, usual) in enumerate(zip(flow.growth, own, strict=True)):
+        if not growth < GROWTH * max(1.0, usual):
+            yield f"slot {slot} makes the stream {growth:.3g} times as long"
 
 
 def _windows(plan: Plan, tokens: int, device: str, *, offline: bool) -> list[Windows]:

@@ -71,40 +71,52 @@ def find_candidates(recipe: RecipeFile, *, offline: bool) -> tuple[Rules, list[S
 
 def scores_of(traces: Sequence[Trace], rules: Rules) -> Scores:
     """z-scores of what was measured: the donor's loss, each layer's stability and value."""
-    quality = z_scores(_quality(traces))
-    stability = z_scores(_of_layers(traces, rules, _stability))
-    value = z_scores(_of_layers(traces, rules, _value))
+    quality, scale = z_scores({Spot(t.model.name, 0): _quality(t, traces) for t in traces})
+    stability, _ = z_scores(_of_layers(traces, rules, _stability))
+    value, _ = z_scores(_of_layers(traces, rules, _value))
     return Scores(
         {
             "quality": {spot: quality[Spot(spot.donor, 0)] for spot in rules.allowed},
             "stability": stability,
             "value": value,
-        }
+        },
+        lambda weights: _loss_error(traces, weights) / scale,
     )
 
 
 def qualities(traces: Sequence[Trace]) -> dict[str, float]:
     """Donor -> mean loss over the domains with its sign turned, in nats per byte."""
-    return {spot.donor: estimate.value for spot, estimate in _quality(traces).items()}
+    return {trace.model.name: _quality(trace, traces).value for trace in traces}
 
 
-def _quality(traces: Sequence[Trace]) -> dict[Spot, Estimate]:
-    """With the error of each donor's distance from the mean of all donors.
+def worthless(traces: Sequence[Trace], rules: Rules) -> list[Spot]:
+    """Layers whose donor does better with a linear map in their place, beyond twice the error."""
+    values = _of_layers(traces, rules, _value)
+    return sorted(spot for spot, e in values.items() if e.value + 2 * e.error < 0)
+
+
+def _quality(trace: Trace, traces: Sequence[Trace]) -> Estimate:
+    """With the error of the donor's distance from the mean of all donors."""
+    mean = statistics.fmean(loss.per_byte for loss in trace.losses.values())
+    weights = {t.model.name: (t is trace) - 1 / len(traces) for t in traces}
+    return Estimate(-mean, _loss_error(traces, weights))
+
+
+def _loss_error(traces: Sequence[Trace], weights: Mapping[str, float]) -> float:
+    """Standard error of a weighted sum of the donors' mean losses, in nats per byte.
 
     They have read the same stretches of text, of which some are hard for all of them.
     """
-    found = {}
-    for trace in traces:
-        variance = 0.0
-        for domain, loss in trace.losses.items():
-            all_losses = [other.losses[domain].stretches for other in traces]
-            means = [statistics.fmean(some) for some in zip(*all_losses, strict=False)]
-            apart = [a - b for a, b in zip(loss.stretches, means, strict=False)]
-            variance += len(apart) * statistics.pvariance(apart) / loss.bytes**2
-        num = len(trace.losses)
-        mean = statistics.fmean(loss.per_byte for loss in trace.losses.values())
-        found[Spot(trace.model.name, 0)] = Estimate(-mean, math.sqrt(variance) / num)
-    return found
+    variance, domains = 0.0, traces[0].losses
+    for domain, loss in domains.items():
+        rows = zip(*(trace.losses[domain].stretches for trace in traces), strict=True)
+        names = [trace.model.name for trace in traces]
+        sums = [
+            sum(weights.get(name, 0.0) * nats for name, nats in zip(names, row, strict=True))
+            for row in rows
+        ]
+        variance += len(sums) * statistics.pvariance(sums) / loss.bytes**2
+    return math.sqrt(variance) / len(domains)
 
 
 def _of_layers(

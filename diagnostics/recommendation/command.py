@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hybridize.console import token_progress
-from hybridize.diagnostics.machine import memory_budget, pick_device
+from hybridize.diagnostics.machine import pick_device
 from hybridize.diagnostics.publishing import publish
 from hybridize.diagnostics.recommendation.outcome import comments, reasons
 from hybridize.diagnostics.recommendation.recipe_writing import recipe_yaml
@@ -14,6 +14,7 @@ from hybridize.diagnostics.recommendation.recommending import Recommendation, re
 from hybridize.diagnostics.target import Options, with_options
 from hybridize.errors import HybridizeError
 from hybridize.recipe import load_recipe
+from hybridize.recipe_fields import parse_size
 
 
 def run(
@@ -44,7 +45,7 @@ def run(
         wanted,
         device=where,
         streamed=stream,
-        memory=memory_budget(memory, where),
+        memory=parse_size(memory, "--memory") if memory else None,
         offline=offline,
         tell=token_progress,
     )

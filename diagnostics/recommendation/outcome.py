@@ -31,7 +31,7 @@ def recommendation_table(found: Recommendation) -> RenderableType:
 
 def verdict(found: Recommendation) -> list[str]:
     """What follows, and what does not."""
-    return [PRIOR, _lead(found), *_choice(found), *_beside_controls(found)]
+    return [PRIOR, _lead(found), *_choice(found), *_beside_controls(found), *_worthless(found)]
 
 
 def _lead(found: Recommendation) -> str:
@@ -90,6 +90,15 @@ def _beside_controls(found: Recommendation) -> Iterator[str]:
         yield f"{words}."
 
 
+def _worthless(found: Recommendation) -> Iterator[str]:
+    if found.worthless:
+        spots = ", ".join(f"{spot.donor} {spot.layer}" for spot in found.worthless)
+        yield (
+            f"In their own donors, a linear map does better than these layers: {spots}. They are "
+            "better not transplanted."
+        )
+
+
 def _gap(here: float, there: float) -> str:
     gap = here - there
     if abs(gap) < SAME:
@@ -119,12 +128,10 @@ def _scores(found: Recommendation) -> Table:
     table = _table("", "placement, from the embedding upwards")
     for heading in ("score", *PARTS, "bridges", "fit"):
         table.add_column(heading, justify="right")
-    rows = [(str(i), placement) for i, placement in enumerate(found.ranked[:SHOWN], 1)]
-    rows += [(c.label, c.placement) for c in found.candidates if c.label == "flipped"]
-    for label, placement in rows:
+    for label, placement in enumerate(found.ranked[:SHOWN], 1):
         parts = (placement.parts[key] for key in (*PARTS, "bridge", "fit"))
         numbers = (f"{value:+.3f}" for value in (placement.score, *parts))
-        table.add_row(label, str(placement), *numbers)
+        table.add_row(str(label), str(placement), *numbers)
     return table
 
 
@@ -152,11 +159,9 @@ def _measured(found: Recommendation) -> Table:
             _behind_seams(candidate),
             style=style,
         )
-        for domain in domains[:1]:
-            for name in candidate.measured.losses(domain):
-                if name.startswith("null: "):
-                    row = (f"{candidate.measured.losses(d)[name]:.3f}" for d in domains)
-                    table.add_row(f"   a matrix for {name.removeprefix('null: ')}", *row, "", "")
+        for name in candidate.measured.fit["losses"]["null"]:
+            row = (f"{candidate.measured.losses(d)[f'null: {name}']:.3f}" for d in domains)
+            table.add_row(f"   a matrix for {name}", *row, "", "")
     return table
 
 
@@ -242,7 +247,8 @@ def as_dict(found: Recommendation) -> dict[str, Any]:
 
 def _placement(placement: Placement) -> dict[str, Any]:
     runs = [{"from": r.donor, "layers": [r.first, r.last]} for r in placement.runs]
-    return {"runs": runs, "score": placement.score, "parts": dict(placement.parts)}
+    score = placement.score if placement.parts else None  # a control has none
+    return {"runs": runs, "score": score, "parts": dict(placement.parts)}
 
 
 def _candidate(candidate: Candidate) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 PARTS = ("quality", "stability", "value")
 KEPT = 12  # best beginnings of a stack that are followed up, of each kind
-DRIFT = 0.25  # of the depth, by which a change of donor may jump
+DRIFT = 0.25  # of its donor's depth, by which a run may begin elsewhere than the last one ended
 GATE = 0.2  # R2 below which what follows a bridge can make little of what arrives
 
 
@@ -40,9 +40,12 @@ class Scores:
 
     Attributes:
         z: part of the score -> layer -> z-score, with its error.
+        quality_error: standard error of a sum of the donors' qualities (z-scores), each with a
+            weight; the donors have read the same text, so that their errors are not independent.
     """
 
     z: Mapping[str, Mapping[Spot, Estimate]]
+    quality_error: Callable[[Mapping[str, float]], float]
 
 
 @dataclass(frozen=True)
@@ -127,18 +130,20 @@ class Placement:
         return ", ".join(map(str, self.runs))
 
 
-def z_scores(estimates: Mapping[Spot, Estimate]) -> dict[Spot, Estimate]:
+def z_scores(estimates: Mapping[Spot, Estimate]) -> tuple[dict[Spot, Estimate], float]:
     """Distances from the mean, in units of the spread among layers and the error of measuring.
 
     What does not differ by more than its error gets scores near 0, and what is equal exactly 0.
+
+    Returns:
+        The z-scores, and the unit.
     """
     values = [e.value for e in estimates.values()]
     mean = statistics.fmean(values)
     noise = statistics.fmean(e.error**2 for e in estimates.values())
-    scale = math.sqrt(statistics.pvariance(values, mean) + noise)
-    if scale == 0:
-        return dict.fromkeys(estimates, Estimate(0.0, 0.0))
-    return {s: Estimate((e.value - mean) / scale, e.error / scale) for s, e in estimates.items()}
+    scale = math.sqrt(statistics.pvariance(values, mean) + noise) or 1.0
+    found = {s: Estimate((e.value - mean) / scale, e.error / scale) for s, e in estimates.items()}
+    return found, scale
 
 
 def place(rules: Rules, scores: Scores, seams: Seams, *, count: int) -> list[Placement]:
@@ -266,7 +271,8 @@ def decompose(runs: tuple[Run, ...], rules: Rules, scores: Scores, seams: Seams)
 def lead_error(one: Placement, other: Placement, rules: Rules, scores: Scores) -> float:
     """Standard error of the difference of two scores, from the errors of what was measured.
 
-    A donor's quality is one number for all its layers; the rest is taken as independent.
+    A donor's quality is one number for all its layers; stability and value of layers are taken as
+    independent.
     """
     weights: dict[Spot, float] = {}
     for placement, sign in ((one, 1), (other, -1)):
@@ -275,17 +281,16 @@ def lead_error(one: Placement, other: Placement, rules: Rules, scores: Scores) -
     by_donor: dict[str, float] = {}
     variance = 0.0
     for spot, weight in weights.items():
-        by_donor[spot.donor] = by_donor.get(spot.donor, 0.0) + weight
+        quality = weight * rules.weights["quality"]
+        by_donor[spot.donor] = by_donor.get(spot.donor, 0.0) + quality
         for part in ("stability", "value"):
             variance += (weight * rules.weights[part] * scores.z[part][spot].error) ** 2
-    for donor, weight in by_donor.items():
-        error = next(e.error for s, e in scores.z["quality"].items() if s.donor == donor)
-        variance += (weight * rules.weights["quality"] * error) ** 2
-    return math.sqrt(variance)
+    return math.sqrt(variance + scores.quality_error(by_donor) ** 2)
 
 
-def flipped(placement: Placement, rules: Rules, quality: Mapping[str, float]) -> tuple[Run, ...]:
-    """The opposite placement: its best and its worst donor change places, slot for slot.
+def flipped(placement: Placement, rules: Rules, quality: Mapping[str, float]) -> Placement | None:
+    """The opposite placement, a control without a score: its best and its worst donor change
+    places, slot for slot; None where one of them has too few layers for that.
 
     Args:
         quality: donor -> the higher the better.
@@ -299,5 +304,7 @@ def flipped(placement: Placement, rules: Rules, quality: Mapping[str, float]) ->
         first = round(run.first * depth / rules.layers[run.donor])
         first = 0 if i == 0 else depth - 1 - length if i == len(placement.runs) - 1 else first
         first = max(0, min(first, depth - 1 - length))
-        runs.append(Run(donor, first, min(first + length, depth - 1)))
-    return tuple(runs)
+        if length >= depth:
+            return None
+        runs.append(Run(donor, first, first + length))
+    return Placement(tuple(runs), {})

@@ -17,13 +17,16 @@ from hybridize.diagnostics.recommendation.candidates import (
     find_candidates,
     qualities,
     scores_of,
+    worthless,
 )
 from hybridize.diagnostics.recommendation.placement import (
+    DRIFT,
+    GATE,
     Placement,
     Rules,
     Run,
     Scores,
-    decompose,
+    Spot,
     flipped,
     lead_error,
     place,
@@ -78,6 +81,7 @@ class Recommendation:
         candidates: the best few, and the flipped placement, assembled.
         tied: how many of the ranked ones the first does not lead for sure, itself included.
         lead, error: of the first over the second, and its standard error.
+        worthless: layers that do worse than a linear map in their place, in their own donors.
     """
 
     rules: Rules
@@ -88,6 +92,7 @@ class Recommendation:
     tied: int
     lead: float
     error: float
+    worthless: list[Spot]
 
     @property
     def chosen(self) -> Candidate | None:
@@ -97,7 +102,13 @@ class Recommendation:
 
 
 def recommend(
-    recipe: RecipeFile, *, device: str, streamed: bool, memory: int, offline: bool, tell: Tell
+    recipe: RecipeFile,
+    *,
+    device: str,
+    streamed: bool,
+    memory: int | None,
+    offline: bool,
+    tell: Tell,
 ) -> Recommendation:
     """Say which layers of a recipe's donors belong where, by the prior, and what that is worth.
 
@@ -118,12 +129,21 @@ def recommend(
     check = _Check(recipe, evidence, machine)
     candidates = check.best_of(ranked)
     first = next((c.placement for c in candidates if c.sound), ranked[0])
-    runs = flipped(first, rules, qualities(evidence.traces))
-    turned = decompose(runs, rules, scores, evidence.apart.seam)
-    if all(turned.runs != candidate.placement.runs for candidate in candidates):
+    turned = flipped(first, rules, qualities(evidence.traces))
+    if turned and all(turned.runs != candidate.placement.runs for candidate in candidates):
         candidates.append(check.one(FLIPPED, turned))
     tied, lead, error = _lead(ranked, rules, scores)
-    return Recommendation(rules, scores, evidence.traces, ranked, candidates, tied, lead, error)
+    return Recommendation(
+        rules=rules,
+        scores=scores,
+        traces=evidence.traces,
+        ranked=ranked,
+        candidates=candidates,
+        tied=tied,
+        lead=lead,
+        error=error,
+        worthless=worthless(evidence.traces, rules),
+    )
 
 
 @dataclass(frozen=True)
@@ -132,7 +152,7 @@ class _Machine:
 
     device: str
     streamed: bool
-    memory: int
+    memory: int | None
     offline: bool
     tell: Tell
 
@@ -183,8 +203,9 @@ def _gather_evidence(
 def _spec(recipe: RecipeFile, donors: Mapping[str, Donor]) -> DiagnosticsSpec:
     """What is measured of donors: how stable their layers are, and what they are worth."""
     spec = recipe.recipe.diagnostics
-    kinds = [spec.perturbations[0], PerturbationSpec(kind=LINEAR)]
-    # Maps between streams want about as many tokens as the widest one has dimensions.
+    others = [p for p in spec.perturbations if p.kind != LINEAR]
+    kinds = [*(others[:1] or [PerturbationSpec()]), PerturbationSpec(kind=LINEAR)]
+    # Lenses want about as many tokens as the widest stream has dimensions: half of the text.
     tokens = max(spec.tokens, *(2 * donor.anatomy.width for donor in donors.values()))
     asked = {"perturbations": kinds, "parts": ["layer"], "probes": [], "tokens": tokens}
     return spec.model_copy(update=asked)
@@ -200,6 +221,7 @@ class _Check:
         self.shop = Workshop(
             Weights(evidence.donors, machine.device),
             evidence.material,
+            evidence.traces,
             variants=all_variants([first], parts=["layer"], seeds=spec.seeds),
             memory=machine.memory,
             offline=machine.offline,
@@ -216,13 +238,14 @@ class _Check:
         return found
 
     def one(self, label: str, placement: Placement) -> Candidate:
+        """Assemble a placement; what cannot be built, or gives no numbers, is refused."""
         try:
             plan = _plan(self.recipe, placement.runs, offline=self.machine.offline)
+            with self.machine.tell(f"assembling {label}: {placement}") as progress:
+                return Candidate(label, placement, self.shop.measure(plan, progress))
         except HybridizeError as error:
             reason = "; ".join(finding.found for finding in error.findings)
             return Candidate(label, placement, None, reason)
-        with self.machine.tell(f"assembling {label}: {placement}") as progress:
-            return Candidate(label, placement, self.shop.measure(plan, progress))
 
 
 def _plan(recipe: RecipeFile, runs: Sequence[Run], *, offline: bool) -> Plan:
@@ -253,7 +276,9 @@ def _nothing(recipe: RecipeFile, rules: Rules) -> HybridizeError:
     return HybridizeError(
         f"no stack of {rules.depth} slots obeys the rules: every one of {donors}, at least "
         f"{rules.at_least} slots each, begins with a first layer, ends with a last one, has at "
-        f"most {rules.max_changes} changes of donor, and no seam whose map explains less than 20 %",
+        f"most {rules.max_changes} changes of donor, at each of which the new run begins within "
+        f"{DRIFT:.0%} of the depth at which the last one ended, and no bridge that explains less "
+        f"than {GATE:.0%} of its stream",
         fix="change depth, at_least or max_bridges under placement, or name more candidates",
         place=recipe.place("placement") if recipe.recipe.placement else recipe.place("donors"),
     )

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from hybridize.assembler.loading import Parts
 from hybridize.assembler.regression import LAMBDAS, one_thread
 from hybridize.assembler.streams import Stream
 from hybridize.assembler.windows import Encoded, Reader, Windows, batches
 from hybridize.diagnostics.recommendation.placement import Seam, Spot
+from hybridize.errors import HybridizeError
 
-TOKENS = 1024  # of each domain that maps are fitted to, at least, and by which they are judged
+TOKENS = 1024  # that maps are fitted to, over all domains, and as many by which they are judged
+DIRECTIONS = 256  # at random, in which a wider stream is looked at
 BATCH = 2048  # tokens that run at a time
 
 
@@ -38,20 +40,20 @@ class Apart:
     ) -> None:
         self._related = related
         turns = [part.fit for part in windows], [part.held_out for part in windows]
-        each = max(TOKENS, max(map(_width, models.values())) // len(windows))
-        total = 2 * len(windows) * each
+        each = TOKENS // len(windows)
+        total, rows = 2 * len(windows) * each, windows[0].rows(BATCH)
 
         def telling(before: int) -> Callable[[int], None]:
             return lambda done: progress(before + done, total)
 
         # First the text that maps are fitted to, then that of each domain which judges them.
-        self._fit = _states(models, readers, turns[0], each, telling(0))
+        self._fit = _states(models, readers, turns[0], each, rows, telling(0))
         self._judges = [
-            _states(models, readers, [texts], each, telling((len(windows) + i) * each))
+            _states(models, readers, [texts], each, rows, telling((len(windows) + i) * each))
             for i, texts in enumerate(turns[1])
         ]
         self.seam = cache(self._seam)
-        self._spaces = cache(self._space)
+        self._spaces = lru_cache(maxsize=2)(self._space)  # asked for in turn, and large
 
     def _seam(self, below: Spot, above: Spot) -> Seam:
         """From what leaves one donor's layer to what another's was trained on."""
@@ -63,12 +65,16 @@ class Apart:
             ]
             return Seam(max(0.0, min(apart)), bridge=False)
         basis, mean, coordinates, values = self._spaces(below.donor, x)
-        target = self._fit[above.donor][y].double()
+        looked = _directions(self._fit[above.donor][y].shape[1])
+        target = self._fit[above.donor][y].double() @ looked
         offset = target.mean(0)
         with one_thread():
             projected = coordinates.T @ (target - offset)
         judges = [
-            ((judge[below.donor][x].double() - mean) @ basis, judge[above.donor][y].double())
+            (
+                (judge[below.donor][x].double() - mean) @ basis,
+                judge[above.donor][y].double() @ looked,
+            )
             for judge in self._judges
         ]
         best = -torch.inf
@@ -106,6 +112,7 @@ def _states(
     readers: Mapping[str, Reader],
     domains: Sequence[Sequence[str]],
     each: int,
+    rows: int,
     progress: Callable[[int], None],
 ) -> dict[str, list[Tensor]]:
     """donor -> depth -> (tokens, width), at places where a token of every donor ends."""
@@ -113,26 +120,40 @@ def _states(
     done = 0
     for texts in domains:
         taken = 0
-        for some in batches(texts, max(1, BATCH // 128)):
+        for some in batches(texts, rows):
+            if taken >= each:
+                break
             read = {name: reader.encode(some) for name, reader in readers.items()}
             places = _common(read)
-            if taken >= each or not places:
-                break
+            if not places:
+                continue
             for name, parts in models.items():
                 at = [_column(read[name], row, end) for row, end in places]
                 for depth, states in enumerate(_run(parts, read[name])):
                     if len(found[name]) <= depth:
                         found[name].append([])
-                    rows, columns = (torch.tensor(side) for side in zip(*at, strict=True))
-                    found[name][depth].append(states[rows, columns].cpu())
+                    at_rows, at_columns = (torch.tensor(side) for side in zip(*at, strict=True))
+                    found[name][depth].append(states[at_rows, at_columns].cpu())
             taken += len(places)
             done += len(places)
             progress(done)
+    if not done:
+        raise HybridizeError(
+            "no place of the text is the end of a token of every donor",
+            fix="place donors with more similar tokenizers",
+        )
     return {name: [torch.cat(depth) for depth in depths] for name, depths in found.items()}
 
 
-def _width(parts: Parts) -> int:
-    return int(parts.model.config.hidden_size)
+@cache
+def _directions(width: int) -> Tensor:
+    """Orthonormal columns, (width, at most DIRECTIONS), the same in every run."""
+    if width <= DIRECTIONS:
+        return torch.eye(width, dtype=torch.float64)
+    drawn = torch.randn(width, DIRECTIONS, generator=Generator().manual_seed(0)).double()
+    with one_thread():
+        columns: Tensor = torch.linalg.qr(drawn).Q
+    return columns
 
 
 def _run(parts: Parts, read: Encoded) -> Sequence[Tensor]:

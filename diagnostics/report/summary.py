@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 from hybridize.diagnostics.report.words import listed, number, numbers, origin
-from hybridize.diagnostics.trace import Curve, Lens, Set, Trace
+from hybridize.diagnostics.trace import Curve, Lens, Set, Trace, clearly_above
 
 LITTLE_INFLUENCE = 0.05  # block influence below which a layer may be said to do little
 LITTLE_SENSITIVITY = 0.05  # of the largest sensitivity; both must be small
@@ -138,11 +137,10 @@ def doubt(found: Set) -> str:
     """Words for an accuracy that is less than two standard errors above chance, else none."""
     if found.accuracy is None or found.chance is None or not found.readable:
         return ""
-    above = found.accuracy - found.chance
-    error = math.sqrt(found.accuracy * (1 - found.accuracy) / found.readable)
-    if above <= 0:
+    if found.accuracy <= found.chance:
         return ": not above chance"
-    return "" if above >= 2 * error else ": not clearly above chance"
+    sure = clearly_above(found.accuracy, found.chance, found.readable)
+    return "" if sure else ": not clearly above chance"
 
 
 def _reasons(sets: Sequence[Set]) -> list[str]:

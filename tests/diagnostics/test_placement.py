@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
@@ -57,8 +57,13 @@ def scores_at_random(given: Rules, seed: int) -> Scores:
         {
             part: {s: Estimate(chance.gauss(0, 1), 0.1) for s in sorted(given.allowed)}
             for part in PARTS
-        }
+        },
+        no_error,
     )
+
+
+def no_error(weights: Mapping[str, float]) -> float:
+    return 0.0
 
 
 def seams_at_random(seed: int) -> dict[tuple[Spot, Spot], Seam]:
@@ -143,7 +148,7 @@ def test_strong_layers_go_deep() -> None:
     given = rules({"strong": 6, "weak": 6}, 6)
     z = {s: Estimate(1.0 if s.donor == "strong" else -1.0, 0.0) for s in given.allowed}
     nothing = dict.fromkeys(given.allowed, Estimate(0.0, 0.0))
-    scores = Scores({"quality": z, "stability": nothing, "value": nothing})
+    scores = Scores({"quality": z, "stability": nothing, "value": nothing}, no_error)
     best = place(given, scores, no_seams, count=1)[0]
     assert str(best) == "weak 0, strong 1-5"
 
@@ -198,29 +203,44 @@ def test_candidates_alone_are_used() -> None:
 
 
 def test_what_is_equal_has_no_z_score_and_noise_only_a_small_one() -> None:
-    same = z_scores({Spot("a", 0): Estimate(2.0, 0.0), Spot("b", 0): Estimate(2.0, 0.0)})
+    same, _ = z_scores({Spot("a", 0): Estimate(2.0, 0.0), Spot("b", 0): Estimate(2.0, 0.0)})
     assert {e.value for e in same.values()} == {0.0}
-    noisy = z_scores({Spot("a", 0): Estimate(2.0, 1.0), Spot("b", 0): Estimate(2.1, 1.0)})
+    noisy, _ = z_scores({Spot("a", 0): Estimate(2.0, 1.0), Spot("b", 0): Estimate(2.1, 1.0)})
     assert max(abs(e.value) for e in noisy.values()) < 0.1
-    clear = z_scores({Spot("a", 0): Estimate(0.0, 0.01), Spot("b", 0): Estimate(2.0, 0.01)})
+    clear, scale = z_scores({Spot("a", 0): Estimate(0.0, 0.01), Spot("b", 0): Estimate(2.0, 0.01)})
     assert clear[Spot("b", 0)].value == pytest.approx(1.0, abs=1e-3)
+    assert clear[Spot("b", 0)].error == pytest.approx(0.01 / scale)
 
 
 def test_the_error_of_a_lead_counts_only_what_differs() -> None:
+    """Of the donors' qualities, the error of the difference itself: they have read one text."""
     given = rules({"a": 4, "b": 4}, 4)
     errors = {s: Estimate(0.0, 0.5) for s in given.allowed}
-    scores = Scores(dict.fromkeys(PARTS, errors))
+    asked: list[Mapping[str, float]] = []
+
+    def quality_error(weights: Mapping[str, float]) -> float:
+        asked.append(weights)
+        return 0.3
+
+    scores = Scores(dict.fromkeys(PARTS, errors), quality_error)
     one = Placement((Run("a", 0, 1), Run("b", 2, 3)), {})
     other = Placement((Run("a", 0, 0), Run("b", 1, 3)), {})
-    assert lead_error(one, one, given, scores) == 0
-    # Slot 1 has another layer: a share of 0.2 for each of two layers and two parts, and for the
-    # quality of each of two donors.
-    by_hand = math.sqrt(2 * 2 * (0.2 * 0.5) ** 2 + 2 * (0.2 * 0.5) ** 2)
+    # Slot 1 has another layer: a share of 0.2 for each of two layers and two parts.
+    by_hand = math.sqrt(2 * 2 * (0.2 * 0.5) ** 2 + 0.3**2)
     assert lead_error(one, other, given, scores) == pytest.approx(by_hand)
+    assert asked[0] == pytest.approx({"a": 0.2, "b": -0.2})
 
 
 def test_the_flipped_placement_exchanges_best_and_worst() -> None:
     given = rules({"good": 6, "bad": 6, "mid": 8}, 8)
     placement = Placement((Run("bad", 0, 1), Run("mid", 2, 4), Run("good", 3, 5)), {})
-    runs = flipped(placement, given, {"good": 3.0, "mid": 2.0, "bad": 1.0})
-    assert runs == (Run("good", 0, 1), Run("mid", 2, 4), Run("bad", 3, 5))
+    found = flipped(placement, given, {"good": 3.0, "mid": 2.0, "bad": 1.0})
+    assert found is not None
+    assert found.runs == (Run("good", 0, 1), Run("mid", 2, 4), Run("bad", 3, 5))
+    assert found.parts == {}
+
+
+def test_a_donor_that_is_too_shallow_for_it_is_not_flipped() -> None:
+    given = rules({"good": 6, "bad": 2}, 6)
+    placement = Placement((Run("bad", 0, 1), Run("good", 2, 5)), {})
+    assert flipped(placement, given, {"good": 2.0, "bad": 1.0}) is None

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from hybridize.assembler.plan import make_plan
 from hybridize.cli import main
+from hybridize.diagnostics.target import Options, with_options
 from hybridize.recipe import load_recipe
 from tests.assembler.readers import save_reader, write_text
 from tests.assembler.stacks import build_in, write_recipe
@@ -154,3 +155,26 @@ def test_what_cannot_be_placed_is_said(
     assert done.exit_code == 2
     assert message in done.stderr
     assert "Traceback" not in done.output
+
+
+def test_layers_that_may_not_be_placed_stand_in_the_control_alone(tmp_path: Path) -> None:
+    """The flipped placement obeys the depth, not the list of candidates."""
+    save_trained(tmp_path / "sound")
+    save_trained(tmp_path / "hurt", damaged=(2,))
+    candidates = [{"from": "hurt", "layers": "0-2"}, {"from": "sound", "layers": "1-5"}]
+    found = recommend(
+        recipe(tmp_path, "hurt", "sound", placement={"candidates": candidates, "top": 1})
+    )
+    assert {run["from"] for run in found["ranked"][0]["runs"]} == {"hurt", "sound"}
+    control = found["candidates"][-1]
+    assert (control["label"], control["score"], control["parts"]) == ("flipped", None, {})
+
+
+def test_text_of_the_command_line_leaves_the_rest_of_the_calibration(tmp_path: Path) -> None:
+    file = recipe(tmp_path, "one", "two")
+    text = tmp_path / "text.txt"
+    options = Options(text=[str(text)])
+    found = with_options(load_recipe(file), options).recipe.calibration
+    assert found is not None
+    assert (found.tokens, found.length) == (2048, 64)
+    assert found.data[0].files == [str(text)]
