@@ -76,6 +76,13 @@ def _beside_controls(found: Recommendation) -> Iterator[str]:
     chosen = found.chosen
     if chosen is None or chosen.measured is None:
         return
+    lowest = min((c for c in found.candidates if c.sound), key=_mean_loss)
+    if _mean_loss(lowest) < _mean_loss(chosen) - SAME:
+        yield (
+            f"The score is not the loss: before training, {lowest.label} ({lowest.placement}) has "
+            f"the lowest of those assembled, {_mean_loss(chosen) - _mean_loss(lowest):.3f} nats per "
+            "byte below the recommended one, mean over the domains."
+        )
     flip = next((c for c in found.candidates if c.label == "flipped" and c.measured), None)
     for domain in found.traces[0].losses:
         losses = chosen.measured.losses(domain)
@@ -97,6 +104,12 @@ def _worthless(found: Recommendation) -> Iterator[str]:
             f"In their own donors, a linear map does better than these layers: {spots}. They are "
             "better not transplanted."
         )
+
+
+def _mean_loss(candidate: Candidate) -> float:
+    assert candidate.measured is not None
+    rows = candidate.measured.fit["losses"]["hybrid"].values()
+    return sum(float(row["per_byte"]) for row in rows) / len(rows)
 
 
 def _gap(here: float, there: float) -> str:
