@@ -80,7 +80,7 @@ def _beside_controls(found: Recommendation) -> Iterator[str]:
     if _mean_loss(lowest) < _mean_loss(chosen) - SAME:
         yield (
             f"The score is not the loss: before training, {lowest.label} ({lowest.placement}) has "
-            f"the lowest of those assembled, {_mean_loss(chosen) - _mean_loss(lowest):.3f} nats per "
+            f"the lowest loss here, {_mean_loss(chosen) - _mean_loss(lowest):.3f} nats per "
             "byte below the recommended one, mean over the domains."
         )
     flip = next((c for c in found.candidates if c.label == "flipped" and c.measured), None)
