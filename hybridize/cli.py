@@ -223,6 +223,28 @@ def recommend(recipe: Path, *, as_json: bool, offline: bool, **options: Any) -> 
         sys.exit(1)
 
 
+@main.command(short_help="Go on training a built model, with only what should learn")
+@click.argument("recipe", type=PATH)
+@click.option("--built", type=PATH, help="The model to train.  [default: out/NAME]")
+@click.option("--out", type=PATH, help="Folder to create.  [default: that of the model, and -cpt]")
+@click.option("--forecast", is_flag=True, help="Show what would learn and what it costs, and stop.")
+@click.option("--resume", is_flag=True, help="Go on with a training that was broken off.")
+@click.option("--force", is_flag=True, help="Begin a training anew that was broken off.")
+@DEVICE
+@common
+def cpt(recipe: Path, *, forecast: bool, as_json: bool, offline: bool, **options: Any) -> None:
+    """Go on training the model that was built of RECIPE, as its section `cpt` says."""
+    from hybridize.console import show, show_json
+    from hybridize.cpt import command
+
+    if forecast:
+        found = command.forecast(recipe, built=options["built"])
+        show_json(found.as_dict()) if as_json else show(found.table())
+        return
+    trained = command.run(recipe, offline=offline, **options)
+    show_json(command.as_dict(trained)) if as_json else show(command.trained_table(trained))
+
+
 @main.command(short_help="Train small donors and build hybrids of them, offline")
 @click.option(
     "--folder", type=PATH, default=".", show_default=True, help="Where donors and models go."

@@ -10,6 +10,7 @@ from hybridize.errors import HybridizeError, did_you_mean
 
 PACKAGES = {
     "bridges": "assembler.bridges",
+    "freeze": "cpt.freeze",
     "perturbations": "diagnostics.perturbations",
     "probes": "diagnostics.probes",
 }

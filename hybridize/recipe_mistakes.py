@@ -17,6 +17,7 @@ from hybridize.recipe_sections import (
     BridgesSpec,
     CalibrationSpec,
     CandidateSpec,
+    CptSpec,
     DiagnosticsSpec,
     DonorSpec,
     ModuleSpec,
@@ -26,7 +27,9 @@ from hybridize.recipe_sections import (
     ScoreWeights,
     Section,
     SlotSpec,
+    StageSpec,
     TextSpec,
+    TrainingText,
     bridge_shorthand,
 )
 
@@ -40,7 +43,8 @@ def check(document: Document) -> tuple[Recipe | None, list[Mistake]]:
     mistakes += _unknown_names(data)
     mistakes += _slot_mistakes(data)
     mistakes += _donor_mistakes(data)
-    mistakes += _text_mistakes(document, ("calibration", "data"))
+    for where in (("calibration", "data"), ("cpt", "data", "new"), ("cpt", "data", "old")):
+        mistakes += _text_mistakes(document, where)
     return recipe, mistakes
 
 
@@ -106,14 +110,19 @@ _SECTIONS: dict[str, type[Section]] = {
     "placement": PlacementSpec,
     "candidates": CandidateSpec,
     "weights": ScoreWeights,
+    "cpt": CptSpec,
+    "stages": StageSpec,
+    "new": TextSpec,
+    "old": TextSpec,
 }
 
 
 def _known_keys(where: Place) -> list[str]:
     parents = [step for step in where[:-1] if isinstance(step, str)]
     section: type[Section] = Recipe
-    for step in parents:
-        section = _SECTIONS.get(step, section)
+    for i, step in enumerate(parents):
+        under_cpt = parents[: i + 1] == ["cpt", "data"]
+        section = TrainingText if under_cpt else _SECTIONS.get(step, section)
     return [field.alias or name for name, field in section.model_fields.items()]
 
 

@@ -227,6 +227,50 @@ class PlacementSpec(Section):
     weights: ScoreWeights = ScoreWeights()
 
 
+class TrainingText(Section):
+    """The text of a training."""
+
+    new: list[TextSpec] = Field(min_length=1, description="what the model is to learn")
+    old: list[TextSpec] = Field([], description="what it is to keep: replayed, and measured")
+    replay: float = Field(
+        0.1, ge=0, lt=1, allow_inf_nan=False, description="share of the tokens that are old"
+    )
+
+
+Train = Annotated[
+    list[str | dict[str, Any]],
+    Field(min_length=1, description="what learns: bridges, {shallow: 0.25}, ...; they add up"),
+]
+
+
+class StageSpec(Section):
+    """A part of a training, with a warm-up of its own."""
+
+    train: Train
+    share: float = Field(gt=0, le=1, allow_inf_nan=False, description="of the training's tokens")
+
+
+class CptSpec(Section):
+    """Continued pre-training of the built model, with only what should learn unfrozen."""
+
+    train: Train = ["bridges", {"shallow": 0.25}]
+    stages: list[StageSpec] = Field([], description="one after the other, instead of `train`")
+    data: TrainingText | None = None
+    tokens: int = Field(1_000_000, ge=1, description="of the whole training")
+    length: int = Field(512, ge=2, description="tokens of a row")
+    batch: int = Field(8, ge=1, description="rows of a step")
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    rates: dict[Literal["embeddings", "slot", "bridge", "norm", "head", "other"], float] = Field(
+        {}, description="learning rates of roles that have one of their own"
+    )
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup: float = Field(0.02, ge=0, lt=1, description="share of a stage's steps")
+    weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
+    clip: float = Field(1.0, gt=0, allow_inf_nan=False, description="norm of the gradient, at most")
+    save_every: int = Field(100, ge=1, description="steps between checkpoints")
+    seed: int = Field(0, ge=0)
+
+
 class Recipe(Section):
     """A whole recipe. `load_recipe` reads one."""
 
@@ -245,6 +289,7 @@ class Recipe(Section):
     calibration: CalibrationSpec | None = None
     diagnostics: DiagnosticsSpec = DiagnosticsSpec()
     placement: PlacementSpec | None = None
+    cpt: CptSpec | None = None
     target: Literal["auto", "native", "hybrid"] = "auto"
     dtype: Literal["keep", "bfloat16", "float16", "float32"] = "keep"
     shard_size: Bytes = 5 * 10**9

@@ -13,6 +13,7 @@ from hybridize.recipe import load_recipe
 from hybridize.recipe_sections import (
     BridgesSpec,
     CalibrationSpec,
+    CptSpec,
     DiagnosticsSpec,
     PlacementSpec,
     Recipe,
@@ -46,6 +47,7 @@ def test_every_key_of_a_recipe_is_documented() -> None:
     assert calibration == list(CalibrationSpec.model_fields)
     assert first_cells("docs/recipe.md", "`diagnostics`") == list(DiagnosticsSpec.model_fields)
     assert first_cells("docs/recipe.md", "`placement`") == list(PlacementSpec.model_fields)
+    assert first_cells("docs/recipe.md", "`cpt`") == list(CptSpec.model_fields)
     assert first_cells("docs/recipe.md", "Text") == list(TextSpec.model_fields)
 
 

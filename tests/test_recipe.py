@@ -55,7 +55,7 @@ shard_size: 5
         == """\
 x.yaml:2:1: dtyp: unknown key 'dtyp'
   fix: did you mean 'dtype'? (known: version, name, donors, slots, embeddings, head, tokenizer, \
-bridges, calibration, diagnostics, placement, target, dtype, shard_size)
+bridges, calibration, diagnostics, placement, cpt, target, dtype, shard_size)
 x.yaml:5:6: donors.b: neither 'model' nor 'merge'
   fix: write model: FOLDER-OR-HUB-ID, or merge: MERGEKIT-CONFIG
 x.yaml:5:7: donors.b.modle: unknown key 'modle'

@@ -1,0 +1,113 @@
+"""A trained model as a folder like the build's, whose bytes are its base's and what learnt (torch).
+
+The base is copied and the trained tensors are written over their places in it, in the dtype that
+they are stored in: whatever was frozen is the base's, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from hybridize.assembler.staging import MANIFEST
+from hybridize.assembler.tensors import TORCH
+from hybridize.checkpoint import TensorHeader, open_checkpoint
+from hybridize.errors import HybridizeError
+
+CARD = "README.md"
+
+
+def export(
+    base: Path,
+    out: Path,
+    trained: Mapping[str, Tensor],
+    record: Mapping[str, Any],
+    *,
+    staged: Path,
+) -> list[str]:
+    """Write a model folder that appears whole.
+
+    Args:
+        staged: where it grows, on the same disk; what is there of an earlier try is removed.
+        trained: tensors by the name that they have on disk.
+        record: of the training, for the manifest.
+
+    Returns:
+        Names of trained tensors that are what they were: rounded to the stored dtype, they have
+        not moved.
+    """
+    shutil.rmtree(staged, ignore_errors=True)
+    shutil.copytree(base, staged)
+    headers = open_checkpoint(staged).tensors
+    still, hashes = [], {}
+    for name, tensor in trained.items():
+        content = _bytes(tensor, headers[name])
+        hashes[name] = blake3(content).hexdigest()
+        if not _overwrite(headers[name], content):
+            still.append(name)
+    _note(base, staged, out, hashes, {**record, "unmoved": still})
+    if out.exists():
+        raise HybridizeError("appeared meanwhile", place=str(out))
+    staged.rename(out)
+    return still
+
+
+def _bytes(tensor: Tensor, header: TensorHeader) -> bytes:
+    stored = tensor.detach().cpu().to(TORCH[header.dtype]).contiguous()
+    return stored.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _overwrite(header: TensorHeader, content: bytes) -> bool:
+    """Whether anything has changed."""
+    assert len(content) == header.nbytes
+    with header.file.open("r+b") as file:
+        file.seek(header.start)
+        before = file.read(header.nbytes)
+        file.seek(header.start)
+        file.write(content)
+    return before != content
+
+
+def _note(
+    base: Path, staged: Path, out: Path, hashes: Mapping[str, str], record: Mapping[str, Any]
+) -> None:
+    """Go on with the build's provenance, so that `verify` knows what has learnt."""
+    file = staged / MANIFEST
+    if not file.is_file():
+        return
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    for name, digest in hashes.items():
+        manifest["tensors"][name] |= {"blake3": digest, "copied": False, "trained": True}
+    for donor in manifest["donors"].values():
+        if donor["folder"] is not None:
+            where = os.path.normpath(base.absolute() / donor["folder"])
+            donor["folder"] = os.path.relpath(where, out.absolute())
+    manifest["training"] = [*manifest.get("training", []), dict(record)]
+    card = staged / CARD
+    if card.is_file():
+        text = card.read_text(encoding="utf-8").rstrip()
+        card.write_text(f"{text}\n\n{_section(record)}", encoding="utf-8")
+        manifest["files"][CARD] = blake3(card.read_bytes()).hexdigest()
+    file.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _section(record: Mapping[str, Any]) -> str:
+    """What the model card says of the training."""
+    lines = ["## Continued pre-training", "", "| text | before | after |", "|---|---|---|"]
+    for name, pair in record["losses"].items():
+        lines.append(f"| {name} | {pair['before']:.4f} | {pair['after']:.4f} |")
+    learnt = ", ".join(f"{s['num_trained']:,} parameters" for s in record["stages"])
+    lines += [
+        "",
+        f"Loss on held-out text, nats per token. {record['tokens']:,} tokens; what learnt, stage "
+        f"by stage: {learnt}. The exact list, the text and its hashes are in `{MANIFEST}`.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,346 @@
+"""Training by the command: what is frozen stays, what is killed goes on, what is wrong is said."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from transformers import AutoModelForCausalLM
+
+from hybridize.assembler.verify import verify
+from hybridize.checkpoint import open_checkpoint
+from hybridize.cli import main
+from hybridize.cpt.command import run
+from hybridize.cpt.tuning import isolates
+from tests.assembler.readers import code, prose, save_reader
+from tests.assembler.stacks import UNFITTED, build_in, write_recipe
+
+DATA = {"new": ["code.txt"], "old": ["prose.txt"], "replay": 0.25}
+STEPS = 40
+SMALL: dict[str, Any] = {
+    "train": ["bridges", {"shallow": 1}],
+    "data": DATA,
+    "tokens": STEPS * 4 * 32,
+    "length": 32,
+    "batch": 4,
+    "learning_rate": 3e-3,
+    "save_every": 3,
+}
+
+
+def prepare(folder: Path, **cpt: Any) -> Path:
+    """A built hybrid of two tiny donors, one recurrent and one not, and its recipe."""
+    save_reader(folder / "low", "llama", num_hidden_layers=2)
+    save_reader(folder / "high", "qwen3", seed=1, hidden_size=48)
+    (folder / "code.txt").write_text(code())
+    (folder / "prose.txt").write_text(prose())
+    recipe = {
+        "donors": {"low": {"model": "low"}, "high": {"model": "high"}},
+        "slots": [{"from": "low", "layers": "0-1"}, {"from": "high", "layers": "0-1"}],
+        "bridges": UNFITTED,
+        "cpt": {**SMALL, **cpt},
+    }
+    build_in(folder, recipe)
+    return write_recipe(folder / "recipe.yaml", recipe)
+
+
+def train(recipe: Path, out: str = "trained", *options: str) -> Result:
+    folder = recipe.parent
+    arguments = ["cpt", str(recipe), "--built", str(folder / "out"), "--out", str(folder / out)]
+    return CliRunner().invoke(main, [*arguments, "--offline", *options])
+
+
+def tensors(folder: Path) -> dict[str, str]:
+    """sha256 of each tensor's bytes."""
+    found = {}
+    for name, header in open_checkpoint(folder).tensors.items():
+        with header.file.open("rb") as file:
+            file.seek(header.start)
+            found[name] = hashlib.sha256(file.read(header.nbytes)).hexdigest()
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe of a training that has gone through without a break."""
+    recipe = prepare(tmp_path_factory.mktemp("trained"))
+    done = train(recipe)
+    assert done.exit_code == 0, done.output[-2000:]
+    return recipe
+
+
+def test_what_is_frozen_stays_and_the_rest_learns(trained: Path) -> None:
+    before, after = tensors(trained.parent / "out"), tensors(trained.parent / "trained")
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {
+        name for name in before if name.startswith(("model.bridges.", "model.layers.0."))
+    }
+    record = json.loads((trained.parent / "trained" / "hybridize.json").read_text())["training"][0]
+    (new, old) = (pair for pair in record["losses"].values())
+    assert new["after"] < new["before"] - 0.1
+    assert {t["name"] for t in record["stages"][0]["trained"]} == changed
+    assert record["packed"]
+    assert old["after"] != old["before"]
+
+
+def test_the_result_is_a_model_like_any_other(trained: Path) -> None:
+    folder = trained.parent / "trained"
+    assert verify(folder).ok
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert bool(model(torch.arange(8)[None]).logits.isfinite().all())
+    assert "Continued pre-training" in (folder / "README.md").read_text()
+    assert not (trained.parent / "trained.work").exists()
+
+
+def interrupted(recipe: Path, out: str, seconds: float) -> bool:
+    """Train in a child that is killed after some seconds; whether it was done by then."""
+    folder = recipe.parent
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            torch.set_num_threads(1)
+            options = {"resume": (folder / f"{out}.work").exists(), "force": False}
+            run(
+                recipe,
+                built=folder / "out",
+                out=folder / out,
+                device="cpu",
+                offline=True,
+                **options,
+            )
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return True
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return (folder / out).exists() and not (folder / f"{out}.work").exists()
+
+
+@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_training_that_is_killed_goes_on_to_the_same_weights(trained: Path, seed: int) -> None:
+    """At any moment, several times over: the bytes are those of a training without a break."""
+    chance, out = random.Random(seed), f"killed-{seed}"
+    start = time.monotonic()
+    assert interrupted(trained, f"whole-{seed}", 60)
+    needed = time.monotonic() - start
+    kills = 0
+    while not interrupted(
+        trained, out, chance.uniform(0.1, 0.8 if kills else 0.4) * needed if kills < 5 else 60
+    ):
+        kills += 1
+    assert kills > 0
+    assert tensors(trained.parent / out) == tensors(trained.parent / "trained")
+
+
+def test_a_kill_while_a_checkpoint_is_written_costs_nothing(trained: Path) -> None:
+    folder = broken_off(trained, "writing", pattern=".checkpoint-*")
+    assert list(folder.glob(".checkpoint-*"))
+    done = train(trained, "writing", "--resume")
+    assert done.exit_code == 0, done.output[-2000:]
+    assert tensors(trained.parent / "writing") == tensors(trained.parent / "trained")
+
+
+def broken_off(
+    recipe: Path, out: str, *, checkpoints: int = 1, pattern: str = "checkpoint-*"
+) -> Path:
+    """The working folder of a training that was killed as soon as it had so many checkpoints."""
+    folder = recipe.parent / f"{out}.work" / "stage-0"
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)
+            run(
+                recipe, built=recipe.parent / "out", out=recipe.parent / out, device="cpu",
+                offline=True, resume=False, force=False,
+            )  # fmt: skip
+        finally:
+            os._exit(0)
+    while len(list(folder.glob(pattern))) < checkpoints:
+        time.sleep(0.0005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return folder
+
+
+def test_a_broken_checkpoint_is_passed_over(trained: Path) -> None:
+    """Half a file, as after a full disk: the one before it is taken."""
+    folder = broken_off(trained, "half", checkpoints=2)
+    newest = max(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    weights = newest / "trained.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    done = train(trained, "half", "--resume")
+    assert done.exit_code == 0, done.output[-2000:]
+    assert "stage 0 goes on from checkpoint-3\n" in done.stderr
+    assert tensors(trained.parent / "half") == tensors(trained.parent / "trained")
+
+
+def test_moments_exist_for_what_learns_alone(trained: Path) -> None:
+    folder = broken_off(trained, "moments")
+    checkpoint = next(folder.glob("checkpoint-*"))
+    state = torch.load(checkpoint / "optimizer.pt")
+    learns = [
+        n
+        for n in tensors(trained.parent / "out")
+        if n.startswith(("model.bridges.", "model.layers.0."))
+    ]
+    assert len(state["state"]) == len(learns)
+    shutil.rmtree(folder.parent)
+
+
+def test_another_training_is_not_gone_on_with(trained: Path) -> None:
+    broken_off(trained, "other")
+    changed = trained.parent / "changed.yaml"
+    changed.write_text(trained.read_text().replace("shallow: 1", "shallow: 2"))
+    again = train(changed, "other")
+    assert again.exit_code == 2
+    assert "a training was broken off here" in again.stderr
+    resumed = train(changed, "other", "--resume")
+    assert resumed.exit_code == 1
+    assert "this checkpoint is of another training" in resumed.stderr
+    assert not (trained.parent / "other").exists()
+    forced = train(changed, "other", "--force")
+    assert forced.exit_code == 0, forced.output[-2000:]
+
+
+def test_there_must_be_a_training_to_resume(trained: Path) -> None:
+    done = train(trained, "never", "--resume")
+    assert done.exit_code == 2
+    assert "there is no training to go on with" in done.stderr
+    assert not (trained.parent / "never.work").exists()
+
+
+def test_stages_follow_each_other(tmp_path: Path) -> None:
+    stages = [
+        {"train": ["bridges"], "share": 0.5},
+        {"train": ["bridges", {"shallow": 1}], "share": 0.5},
+    ]
+    recipe = prepare(tmp_path, stages=stages, schedule="wsd", rates={"bridge": 1e-2})
+    done = train(recipe, "trained", "--json")
+    assert done.exit_code == 0, done.output[-2000:]
+    record = json.loads(done.stdout)
+    assert [len(stage["trained"]) for stage in record["stages"]] == [1, 10]
+    assert [stage["steps"] for stage in record["stages"]] == [20, 20]
+
+
+def test_sixteen_bits_learn_in_fp32_and_are_stored_in_sixteen(tmp_path: Path) -> None:
+    recipe = prepare(tmp_path)
+    recipe.write_text(recipe.read_text() + "dtype: bfloat16\n")
+    import yaml
+
+    shutil.rmtree(tmp_path / "out")
+    build_in(tmp_path, yaml.safe_load(recipe.read_text()))
+    done = train(recipe)
+    assert done.exit_code == 0, done.output[-2000:]
+    before, after = (open_checkpoint(tmp_path / name).tensors for name in ("out", "trained"))
+    assert {n: t.dtype for n, t in before.items()} == {n: t.dtype for n, t in after.items()}
+    hashes = tensors(tmp_path / "out"), tensors(tmp_path / "trained")
+    changed = {name for name in hashes[0] if hashes[0][name] != hashes[1][name]}
+    assert changed
+    assert all(name.startswith(("model.bridges.", "model.layers.0.")) for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "apart"),
+    [("llama", True), ("qwen3", True), ("mamba2", False), ("olmo_hybrid", False), ("jamba", False)],
+)
+def test_packed_documents_are_told_apart_or_not_packed(
+    tmp_path: Path, model_type: str, apart: bool
+) -> None:
+    save_reader(tmp_path / "only", model_type)
+    recipe = {
+        "donors": {"only": {"model": "only"}},
+        "slots": [{"from": "only", "layers": "0-3"}],
+        "target": "hybrid",
+    }
+    build_in(tmp_path, recipe)
+    for folder in ("only", "out"):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / folder)
+        assert isolates(model, 32) is apart
+
+
+def test_a_recurrent_model_learns_from_single_documents(tmp_path: Path) -> None:
+    save_reader(tmp_path / "only", "olmo_hybrid")
+    (tmp_path / "code.txt").write_text(code())
+    data = {
+        "donors": {"only": {"model": "only"}},
+        "slots": [{"from": "only", "layers": "0-3"}],
+        "target": "hybrid",
+        "cpt": {**SMALL, "train": [{"shallow": 1}], "data": {"new": ["code.txt"]}, "tokens": 512},
+    }
+    build_in(tmp_path, data)
+    done = train(write_recipe(tmp_path / "recipe.yaml", data), "trained", "--json")
+    assert done.exit_code == 0, done.output[-2000:]
+    assert json.loads(done.stdout)["packed"] is False
+
+
+def test_a_loss_that_is_no_number_stops_with_a_message(tmp_path: Path) -> None:
+    recipe = prepare(tmp_path, learning_rate=1e30, clip=1e30, warmup=0.0, schedule="constant")
+    done = train(recipe)
+    assert done.exit_code == 1
+    assert "the loss is nan at step" in done.stderr
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "trained").exists()
+
+
+@pytest.mark.parametrize(
+    ("cpt", "found"),
+    [
+        ({"data": {"new": ["nowhere.txt"]}}, "nowhere.txt"),
+        ({"data": {"new": ["empty.txt"]}}, "empty.txt"),
+        ({"data": None}, "the recipe names no text to train on"),
+        ({"length": 4096}, "rows of 4096 tokens are longer than high reads: 64"),
+        ({"train": [{"shallow": 1.5}]}, "1.5 is neither"),
+        ({"train": ["bridgse"]}, "did you mean 'bridges'?"),
+        ({"train": [{"patterns": ["model.nothing.*"]}]}, "model.nothing.*"),
+        ({"stages": [{"train": ["bridges"], "share": 0.5}]}, "add up to 0.5"),
+        ({"data": {"nwe": ["code.txt"]}}, "did you mean 'new'?"),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_weight_is_read(
+    tmp_path: Path, cpt: dict[str, Any], found: str
+) -> None:
+    recipe = prepare(tmp_path)
+    (tmp_path / "empty.txt").write_text("")
+    data = {**SMALL, **cpt}
+    import yaml
+
+    whole = yaml.safe_load(recipe.read_text()) | {"cpt": {k: v for k, v in data.items() if v}}
+    shutil.move(tmp_path / "out" / "model.safetensors", tmp_path / "kept")
+    (tmp_path / "out" / "model.safetensors").write_bytes((tmp_path / "kept").read_bytes())
+    done = train(write_recipe(recipe, whole))
+    assert done.exit_code == 2
+    assert found in done.stderr
+    assert "Traceback" not in done.output
+    assert not (tmp_path / "trained.work").exists()
+
+
+def test_a_forecast_reads_headers_alone(trained: Path) -> None:
+    arguments = ["cpt", str(trained), "--built", str(trained.parent / "out"), "--forecast"]
+    shown = CliRunner().invoke(main, arguments)
+    assert shown.exit_code == 0
+    assert "all, FLOPs" in shown.output
+    found = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
+    (stage,) = found["stages"]
+    assert stage["steps"] == STEPS
+    assert 0 < stage["costs"]["flops_ratio"] < 1
