@@ -48,9 +48,15 @@ class Blocks:
         return len(self.tokens)
 
     @property
+    def targets(self) -> NDArray[np.int64]:
+        """Tokens that are predicted in each row."""
+        found: NDArray[np.int64] = (self.labels[:, 1:] != IGNORED).sum(1)
+        return found
+
+    @property
     def num_targets(self) -> int:
         """Tokens that are predicted."""
-        return int((self.labels[:, 1:] != IGNORED).sum())
+        return int(self.targets.sum())
 
 
 def pack(documents: Iterable[Document], length: int, *, packed: bool) -> Blocks:

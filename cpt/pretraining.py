@@ -146,6 +146,7 @@ class _Session:
         self.key = self._key()
         self.before = self._start()
         self.learnt: dict[str, torch.Tensor] = {}
+        self.predicted = 0  # tokens, in all rows that come
         self._frozen: dict[str, str] = {}
 
     def run(self, tell: Tell) -> None:
@@ -158,6 +159,8 @@ class _Session:
         shares = [source.share for source in self.sources]
         sizes = [len(source.train) for source in self.sources]
         order = mixture(sizes, shares, rows, seed=self.spec.seed)
+        targets = [source.train.targets for source in self.sources]
+        self.predicted = sum(int(targets[source][row]) for source, row in order)
         done = 0
         for i, stage in enumerate(self.stages):
             first = done * self.spec.batch
@@ -273,9 +276,7 @@ class _Session:
         return {
             "base": {"folder": str(self.stack.folder), "key": self.key},
             "settings": self.spec.model_dump(mode="json", exclude={"data"}),
-            "tokens": sum(stage.steps for stage in self.stages)
-            * self.spec.batch
-            * self.spec.length,
+            "tokens": self.predicted,
             "packed": self.packed,
             "stages": [{"steps": s.steps, **s.policy.as_dict()} for s in self.stages],
             "text": [source.noted for source in self.sources],

@@ -107,3 +107,10 @@ def _modules(root: Path) -> Iterator[tuple[str, str]]:
         name = path.relative_to(root)
         if LEFT_OUT.isdisjoint(name.parts):
             yield name.as_posix(), path.read_text(encoding="utf-8")
+
+
+def reference_texts() -> list[str]:
+    """The topics of the Python language reference, as `help()` shows them: text of another kind."""
+    from pydoc_data import topics
+
+    return [str(text) for _, text in sorted(topics.topics.items())]

@@ -310,8 +310,8 @@ def test_the_whole_demo_runs_from_nothing_in_any_folder(
     monkeypatch.setenv("HYBRIDIZE_CACHE", str(tmp_path / "cache"))
     shown: list[object] = []
     result = run_demo(tmp_path, show=shown.append)
-    assert set(result["models"]) == {*DONORS, *TARGETS}
-    assert set(result["samples"]) == {*DONORS, *TARGETS}
+    assert set(result["models"]) == {*DONORS, *TARGETS, "cross-architecture-cpt"}
+    assert set(result["samples"]) == set(result["models"])
     numbers = [
         n for row in result["losses"].values() for loss in row.values() for n in loss.values()
     ]
