@@ -121,7 +121,8 @@ def trained_table(trained: Trained) -> RenderableType:
         change = pair["after"] - pair["before"]
         table.add_row(name, f"{pair['before']:.3f}", f"{pair['after']:.3f}", f"{change:+.3f}")
     lines = [
-        f"trained {trained.folder}: {record['tokens']:,} tokens predicted in {len(record['stages'])} stages",
+        f"trained {trained.folder}: {record['tokens']:,} tokens predicted, in "
+        f"{len(record['stages'])} stages",
         f"  checked: {record['frozen']} frozen tensors are bit for bit what they were",
     ]
     if record["unmoved"]:

@@ -35,8 +35,8 @@ LIBRARY = 8  # one file in so many of the donors' text is replayed
 UNIGRAM = "unigram model"
 WHY = (
     "But for that which ends in -cpt, no hybrid was trained after its assembly. Layers of one "
-    "model and its\nfine-tunes understand each other as they are; between strangers stand maps that "
-    "were fitted on text, and lose\nsome of what the donors knew."
+    "model and its\nfine-tunes understand each other as they are; between strangers stand maps "
+    "that were fitted on text, and lose\nsome of what the donors knew."
 )
 
 Show = Callable[[RenderableType], None]
