@@ -190,7 +190,7 @@ class _Session:
             trainer = WholeCheckpoints(
                 self.model,
                 self._arguments(folder, stage.steps),
-                Rows([source.train for source in self.sources], order),
+                Rows([source.train for source in self.sources], order, packed=self.packed),
                 key=f"{self.key} {index}",
                 roles=stage.policy.roles,
                 rates={str(role): rate for role, rate in self.spec.rates.items()},
@@ -265,7 +265,9 @@ class _Session:
     def _losses(self) -> dict[str, float]:
         with _autocast(self.model):
             return {
-                f"{source.name} ({source.kind})": loss(self.model, source.held_out)
+                f"{source.name} ({source.kind})": loss(
+                    self.model, source.held_out, packed=self.packed
+                )
                 for source in self.sources
             }
 

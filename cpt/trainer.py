@@ -31,15 +31,18 @@ KEPT = 2  # newest checkpoints that stay
 class Rows(Dataset[dict[str, Any]]):
     """Rows of several sources in the order of a training."""
 
-    def __init__(self, sources: Sequence[Blocks], order: Sequence[tuple[int, int]]) -> None:
-        self.sources, self.order = sources, order
+    def __init__(
+        self, sources: Sequence[Blocks], order: Sequence[tuple[int, int]], *, packed: bool
+    ) -> None:
+        self.sources, self.order, self.packed = sources, order, packed
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         source, row = self.order[index]
-        return {name: value[0] for name, value in rows_of(self.sources[source], [row]).items()}
+        found = rows_of(self.sources[source], [row], packed=self.packed)
+        return {name: value[0] for name, value in found.items()}
 
 
 class WholeCheckpoints(Trainer):

@@ -81,13 +81,14 @@ def _hash(tensor: Tensor) -> str:
 
 
 @torch.no_grad()
-def loss(model: PreTrainedModel, blocks: Blocks) -> float:
+def loss(model: PreTrainedModel, blocks: Blocks, *, packed: bool) -> float:
     """Mean loss over all targets of some rows, in nats per token."""
     total, count = 0.0, 0
     was_training = model.training
     model.train(False)
     for start in range(0, len(blocks), EVALUATION_ROWS):
-        batch = rows_of(blocks, range(start, min(start + EVALUATION_ROWS, len(blocks))))
+        rows = range(start, min(start + EVALUATION_ROWS, len(blocks)))
+        batch = rows_of(blocks, rows, packed=packed)
         logits = model(**inputs_of(batch, model.device)).logits[:, :-1].float()
         labels = batch["labels"][:, 1:].to(model.device)
         losses = torch.nn.functional.cross_entropy(
@@ -99,14 +100,12 @@ def loss(model: PreTrainedModel, blocks: Blocks) -> float:
     return total / count
 
 
-def rows_of(blocks: Blocks, rows: Sequence[int]) -> dict[str, Tensor]:
-    """A batch of rows, (rows, tokens) each."""
+def rows_of(blocks: Blocks, rows: Sequence[int], *, packed: bool) -> dict[str, Tensor]:
+    """A batch of rows, (rows, tokens) each; positions where they tell documents apart."""
     index = list(rows)
-    return {
-        "input_ids": torch.from_numpy(blocks.tokens[index].astype("int64")),
-        "labels": torch.from_numpy(blocks.labels[index].astype("int64")),
-        "position_ids": torch.from_numpy(blocks.positions[index].astype("int64")),
-    }
+    arrays = {"input_ids": blocks.tokens, "labels": blocks.labels}
+    arrays |= {"position_ids": blocks.positions} if packed else {}
+    return {name: torch.from_numpy(a[index].astype("int64")) for name, a in arrays.items()}
 
 
 def inputs_of(batch: dict[str, Tensor], device: Any) -> dict[str, Any]:
@@ -134,7 +133,7 @@ def isolates(model: PreTrainedModel, length: int) -> bool:
     try:
         batch = {"input_ids": tokens, "position_ids": positions}
         logits = model(**inputs_of(batch, model.device)).logits[:, half:].float()
-    except ValueError:  # the runtime's word for rows that would leak
+    except (ValueError, TypeError):  # the runtime refuses such rows; some classes take no positions
         return False
     return float((logits[0] - logits[1]).abs().max()) <= LEAK * float(logits.abs().max())
 

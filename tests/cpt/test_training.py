@@ -25,9 +25,14 @@ from hybridize.cpt.command import run
 from hybridize.cpt.tuning import isolates
 from tests.assembler.readers import code, prose, save_reader
 from tests.assembler.stacks import UNFITTED, build_in, write_recipe
+from tests.tiny import FAMILIES
 
 DATA = {"new": ["code.txt"], "old": ["prose.txt"], "replay": 0.25}
 STEPS = 40
+RECURRENT = {
+    "mamba", "mamba2", "falcon_mamba", "qwen3_next", "qwen3_5_text", "olmo_hybrid", "kimi_linear",
+    "bamba", "jamba", "falcon_h1", "nemotron_h", "granitemoehybrid", "lfm2", "recurrent_gemma",
+}  # fmt: skip
 SMALL: dict[str, Any] = {
     "train": ["bridges", {"shallow": 1}],
     "data": DATA,
@@ -344,3 +349,23 @@ def test_a_forecast_reads_headers_alone(trained: Path) -> None:
     (stage,) = found["stages"]
     assert stage["steps"] == STEPS
     assert 0 < stage["costs"]["flops_ratio"] < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_family_trains(tmp_path: Path, model_type: str) -> None:
+    """Packed where no layer is recurrent; and what is frozen stays."""
+    save_reader(tmp_path / "only", model_type)
+    (tmp_path / "code.txt").write_text(code()[:6000])
+    data = {
+        "donors": {"only": {"model": "only"}},
+        "slots": [{"from": "only", "layers": "0-3"}],
+        "target": "hybrid",
+        "cpt": {**SMALL, "train": [{"shallow": 1}], "data": {"new": ["code.txt"]}, "tokens": 512},
+    }
+    build_in(tmp_path, data)
+    done = train(write_recipe(tmp_path / "recipe.yaml", data), "trained", "--json")
+    assert done.exit_code == 0, done.output[-2000:]
+    before, after = tensors(tmp_path / "out"), tensors(tmp_path / "trained")
+    assert all(name.startswith("model.layers.0.") for name in before if before[name] != after[name])
+    assert json.loads(done.stdout)["packed"] is (model_type not in RECURRENT)
