@@ -12,7 +12,6 @@ from rich.text import Text
 
 from hybridize.cpt.stack import read_stack
 from hybridize.cpt.stages import Stage, plan_stages
-from hybridize.errors import HybridizeError
 from hybridize.recipe import load_recipe
 from hybridize.recipe_sections import CptSpec
 
@@ -32,6 +31,7 @@ def run(
     offline: bool,
 ) -> Trained:
     """Train; see the command's help."""
+    from hybridize.assembler.machine import pick_device
     from hybridize.console import token_progress
     from hybridize.cpt.pretraining import train
     from hybridize.cpt.text import check_text
@@ -45,7 +45,7 @@ def run(
             read,
             stack,
             out or folder.with_name(f"{folder.name}-cpt"),
-            device=_device(device),
+            device=pick_device(device),
             resume=resume,
             force=force,
             offline=offline,
@@ -99,15 +99,6 @@ def forecast(recipe: Path, *, built: Path | None) -> Forecasts:
             for stage in stages
         ]
     )
-
-
-def _device(asked: str) -> str:
-    import torch
-
-    there = torch.cuda.is_available()
-    if asked == "cuda" and not there:
-        raise HybridizeError("torch sees no CUDA device", fix="write --device cpu, or auto")
-    return "cuda" if asked != "cpu" and there else "cpu"
 
 
 def trained_table(trained: Trained) -> RenderableType:

@@ -9,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import hybridize
+from hybridize.assembler.machine import pick_device
 from hybridize.console import token_progress
 from hybridize.diagnostics.diagnosis import diagnose
-from hybridize.diagnostics.machine import pick_device
 from hybridize.diagnostics.publishing import publish
 from hybridize.diagnostics.report.html import report_html
 from hybridize.diagnostics.target import Options, find_target

@@ -11,10 +11,10 @@ from typing import Any
 from blake3 import blake3
 
 from hybridize.assembler.calibration import gather, plan_calibration
+from hybridize.assembler.machine import free_share
 from hybridize.assembler.windows import Domain, Reader, Windows, cut
 from hybridize.diagnostics import measures, scoring
 from hybridize.diagnostics.items import ItemSet, find_items
-from hybridize.diagnostics.machine import free_share
 from hybridize.diagnostics.sheets import LENS_TOKENS, Points, lens_sheets, task_sheets, text_sheets
 from hybridize.diagnostics.subjects import Subject, check_tokenizers
 from hybridize.diagnostics.sweep import Swept, layer_tokens, sweep

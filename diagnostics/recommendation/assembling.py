@@ -13,6 +13,7 @@ from hybridize.assembler.calibration import gather
 from hybridize.assembler.controls import Losses
 from hybridize.assembler.fitting import fit_and_measure, reader_of
 from hybridize.assembler.loading import Parts, Weights
+from hybridize.assembler.machine import free_share
 from hybridize.assembler.models import Models
 from hybridize.assembler.outputs import hybrid_config
 from hybridize.assembler.plan import HELD_OUT, TOKENS, Plan
@@ -20,7 +21,6 @@ from hybridize.assembler.stack import TOKENS_PER_INPUT
 from hybridize.assembler.windows import Domain, Windows, cut
 from hybridize.diagnostics import scoring
 from hybridize.diagnostics.diagnosis import Material
-from hybridize.diagnostics.machine import free_share
 from hybridize.diagnostics.sheets import Points, Sheet, lens_sheets, text_sheets
 from hybridize.diagnostics.sweep import sweep
 from hybridize.diagnostics.trace import Boundary, Curve, Flow, Trace

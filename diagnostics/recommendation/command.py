@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from hybridize.assembler.machine import pick_device
 from hybridize.console import token_progress
-from hybridize.diagnostics.machine import pick_device
 from hybridize.diagnostics.publishing import publish
 from hybridize.diagnostics.recommendation.outcome import comments, reasons
 from hybridize.diagnostics.recommendation.recipe_writing import recipe_yaml
