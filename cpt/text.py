@@ -17,7 +17,7 @@ from hybridize.recipe_sections import TextSpec
 from hybridize.text import find_text, read_text
 
 EACH = 20  # one document in so many is held out
-MOST_HELD_OUT = 32_768  # tokens of a source that the losses before and after are measured on
+MOST_HELD_OUT = 65_536  # tokens of a source that the losses before and after are measured on
 NEW, OLD = "new", "old"
 
 
@@ -125,11 +125,12 @@ class _Source:
             f"{noted['blake3']} {length} {packed} {self._tokenizer()}".encode()
         ).hexdigest()
         rows = []
-        for part, texts in (("train", train), ("held-out", held_out)):
+        for part, texts, most in (("train", train, None), ("held-out", held_out, MOST_HELD_OUT)):
             folder = cache / f"{self.kind}-{self.where[3]}-{part}-{key[:16]}"
             found = load(folder, key)
             if found is None:
-                save(pack(self._documents(texts), length, packed=packed), folder, key)
+                documents = self._documents(texts, most)
+                save(pack(documents, length, packed=packed), folder, key)
                 found = load(folder, key)
             assert found is not None
             rows.append(found)
@@ -180,15 +181,20 @@ class _Source:
 
     def _enough(self, texts: Iterable[str], tokens: int) -> Iterator[str]:
         """Documents until there are as many tokens as the training wants, held-out ones beside."""
-        left = tokens * EACH // (EACH - 1) + MOST_HELD_OUT
+        left = tokens * EACH // (EACH - 1)
         for text in texts:
             yield text
             left -= len(self.reader.tokens(text)[0])
             if left <= 0:
                 return
 
-    def _documents(self, texts: Iterable[str]) -> Iterator[Document]:
-        """Each between the token that documents begin with and the one that ends them."""
+    def _documents(self, texts: Iterable[str], most: int | None) -> Iterator[Document]:
+        """Each between the token that documents begin with and the one that ends them.
+
+        Args:
+            most: tokens after which no further document comes.
+        """
+        done = 0
         begin = [] if self.reader.begin is None else [self.reader.begin]
         last = self.reader.tokenizer.eos_token_id
         for text in texts:
@@ -200,6 +206,9 @@ class _Source:
                     fix="put the model's own tokenizer files into its folder",
                 )
             yield Document([*begin, *ids, *([] if last is None else [last])])
+            done += len(ids)
+            if most is not None and done >= most:
+                return
 
     def _tokenizer(self) -> str:
         return blake3(self.reader.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()

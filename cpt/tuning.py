@@ -65,12 +65,13 @@ def frozen_hashes(model: PreTrainedModel) -> dict[str, str]:
 
 
 def check_frozen(model: PreTrainedModel, before: dict[str, str]) -> None:
-    """Nothing that was frozen has changed by a bit.
+    """Nothing that was frozen throughout, as `before` has it, has changed by a bit.
 
     Raises:
         CheckFailed: something has.
     """
-    changed = [name for name, value in frozen_hashes(model).items() if before.get(name) != value]
+    now = frozen_hashes(model)
+    changed = [name for name, value in before.items() if now.get(name) != value]
     if changed:
         raise CheckFailed(f"{len(changed)} frozen tensors have changed, {changed[0]} among them")
 

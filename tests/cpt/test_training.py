@@ -248,6 +248,17 @@ def test_stages_follow_each_other(tmp_path: Path) -> None:
     assert [stage["steps"] for stage in record["stages"]] == [20, 20]
 
 
+def test_what_an_earlier_stage_trained_may_be_frozen_in_a_later_one(tmp_path: Path) -> None:
+    stages = [{"train": ["bridges"], "share": 0.5}, {"train": [{"shallow": 1}], "share": 0.5}]
+    recipe = prepare(tmp_path, stages=stages)
+    done = train(recipe)
+    assert done.exit_code == 0, done.output[-2000:]
+    before, after = tensors(tmp_path / "out"), tensors(tmp_path / "trained")
+    assert {name for name in before if before[name] != after[name]} == {
+        name for name in before if name.startswith(("model.bridges.", "model.layers.0."))
+    }
+
+
 def test_sixteen_bits_learn_in_fp32_and_are_stored_in_sixteen(tmp_path: Path) -> None:
     recipe = prepare(tmp_path)
     recipe.write_text(recipe.read_text() + "dtype: bfloat16\n")
