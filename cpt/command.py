@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hybridize.assembler.staging import MANIFEST
 from hybridize.cpt.stack import read_stack
 from hybridize.cpt.stages import Stage, plan_stages
+from hybridize.errors import HybridizeError
 from hybridize.recipe import load_recipe
 from hybridize.recipe_sections import CptSpec
 
@@ -38,13 +41,15 @@ def run(
 
     read = load_recipe(recipe)
     check_text(read)
-    folder = built or Path("out") / read.name
+    folder = (built or Path("out") / read.name).absolute()
+    target = (out or folder.with_name(f"{folder.name}-cpt")).absolute()
+    _check_places(folder, target)
     stack = read_stack(folder)
     with token_progress("training", "steps") as progress:
         return train(
             read,
             stack,
-            out or folder.with_name(f"{folder.name}-cpt"),
+            target,
             device=pick_device(device),
             resume=resume,
             force=force,
@@ -99,6 +104,24 @@ def forecast(recipe: Path, *, built: Path | None) -> Forecasts:
             for stage in stages
         ]
     )
+
+
+def _check_places(base: Path, out: Path) -> None:
+    """What can be seen before anything is read."""
+    if base.is_dir() and not (base / MANIFEST).is_file():
+        raise HybridizeError(
+            f"hybridize did not build this: {MANIFEST} is missing",
+            fix="build a recipe, and name its folder under --built",
+            place=str(base),
+        )
+    if base.resolve() in out.resolve().parents:
+        raise HybridizeError(
+            "lies inside the model that is trained", fix="choose another --out", place=str(out)
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise HybridizeError(
+            "training runs in one process so far", fix="start it without torchrun or accelerate"
+        )
 
 
 def trained_table(trained: Trained) -> RenderableType:

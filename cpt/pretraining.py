@@ -22,12 +22,19 @@ from hybridize.assembler.staging import MANIFEST
 from hybridize.assembler.windows import Reader
 from hybridize.checkpoint import read_json
 from hybridize.console import say
-from hybridize.cpt.blocks import mixture
+from hybridize.cpt.blocks import digest, mixture
 from hybridize.cpt.export import export
 from hybridize.cpt.stack import Stack
 from hybridize.cpt.stages import Stage, plan_stages
 from hybridize.cpt.text import Source, gather_sources
-from hybridize.cpt.trainer import Rows, Watch, WholeCheckpoints, load_trained, newest_whole
+from hybridize.cpt.trainer import (
+    Rows,
+    Watch,
+    WholeCheckpoints,
+    load_trained,
+    newest_whole,
+    other_training,
+)
 from hybridize.cpt.tuning import (
     apply,
     check_frozen,
@@ -35,8 +42,9 @@ from hybridize.cpt.tuning import (
     isolates,
     loss,
     open_model,
+    round_as_stored,
 )
-from hybridize.errors import HybridizeError
+from hybridize.errors import CheckFailed, HybridizeError
 from hybridize.recipe import RecipeFile
 from hybridize.recipe_sections import CptSpec
 
@@ -45,8 +53,10 @@ SCHEDULES = {
     "wsd": "warmup_stable_decay",
     "constant": "constant_with_warmup",
 }
+HALF = (torch.bfloat16, torch.float16)
 DECAY = 0.1  # share of a stage's steps in which wsd decays
 DONE, START = "done.safetensors", "start.json"
+MARK, KEY = "hybridize-training", "key.txt"  # what says that a folder is ours, and of what training
 
 Tell = Callable[[int, int, float | None], None]  # steps done, in all, and the last loss
 
@@ -82,11 +92,18 @@ def train(
     """
     stages = plan_stages(recipe, stack)
     work = out.with_name(f"{out.name}.work")
-    if resume and out.exists() and work.exists():  # killed between the last two steps
+    if resume and (record := _finished(out, work)) is not None:
         shutil.rmtree(work)
-        return Trained(out, read_json(out / MANIFEST)["training"][-1])
+        return Trained(out, record)
     resumed = _prepare(out, work, resume=resume, force=force)
-    session = _Session(recipe, stack, stages, work, device=device, resumed=resumed, offline=offline)
+    try:
+        session = _Session(
+            recipe, stack, stages, work, device=device, resumed=resumed, offline=offline
+        )
+    except HybridizeError:
+        if not resumed:  # nothing has been trained yet
+            shutil.rmtree(work)
+        raise
     session.run(tell)
     record = session.finish()
     record["unmoved"] = export(stack.folder, out, session.learnt, record, staged=work / "export")
@@ -94,11 +111,28 @@ def train(
     return Trained(out, record)
 
 
+def _finished(out: Path, work: Path) -> dict[str, Any] | None:
+    """The record of a training that was killed after its result appeared; None: it was not."""
+    if not ((out / MANIFEST).is_file() and (work / KEY).is_file()):
+        return None
+    records = read_json(out / MANIFEST).get("training") or [{"base": {}}]
+    same = records[-1]["base"].get("key") == (work / KEY).read_text()
+    return dict(records[-1]) if same else None
+
+
 def _prepare(out: Path, work: Path, *, resume: bool, force: bool) -> bool:
     """The working folder; whether there is a training in it to go on with."""
     if out.exists():
         raise HybridizeError("is there already", fix="choose another --out", place=str(out))
+    if resume and force:
+        raise HybridizeError("to go on and to begin anew exclude each other", fix="choose one")
     if work.exists() and force:
+        if not (work / MARK).is_file():
+            raise HybridizeError(
+                "is in the way, and is no training of hybridize",
+                fix="move it elsewhere",
+                place=str(work),
+            )
         shutil.rmtree(work)
     if work.exists() and not resume:
         raise HybridizeError(
@@ -112,6 +146,7 @@ def _prepare(out: Path, work: Path, *, resume: bool, force: bool) -> bool:
             "there is no training to go on with", fix="leave out --resume", place=str(work)
         )
     work.mkdir(parents=True, exist_ok=True)
+    (work / MARK).touch()
     return found
 
 
@@ -133,6 +168,8 @@ class _Session:
         self.spec = recipe.recipe.cpt or CptSpec()
         self.stack, self.stages, self.work, self.device = stack, stages, work, device
         self.model = open_model(stack.folder, device)
+        # Asked before anything is made fp32 to learn.
+        self.half = any(p.dtype in HALF for p in self.model.parameters())
         reader = Reader(recipe.name, stack.folder, rows=stack.vocabulary)
         self.packed = isolates(self.model, self.spec.length)
         self.sources: list[Source] = gather_sources(
@@ -144,6 +181,7 @@ class _Session:
             offline=offline,
         )
         self.key = self._key()
+        _keep_key(work / KEY, self.key)
         self.before = self._start()
         self.learnt: dict[str, torch.Tensor] = {}
         self.predicted = 0  # tokens, in all rows that come
@@ -186,10 +224,9 @@ class _Session:
         if (folder / DONE).is_file():
             load_trained(self.model, folder / DONE)
         else:
-            torch.manual_seed(self.spec.seed + index)
             trainer = WholeCheckpoints(
                 self.model,
-                self._arguments(folder, stage.steps),
+                self._arguments(folder, stage.steps, seed=self.spec.seed + index),
                 Rows([source.train for source in self.sources], order, packed=self.packed),
                 key=f"{self.key} {index}",
                 roles=stage.policy.roles,
@@ -212,10 +249,10 @@ class _Session:
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
 
-    def _arguments(self, folder: Path, steps: int) -> TrainingArguments:
+    def _arguments(self, folder: Path, steps: int, *, seed: int) -> TrainingArguments:
         spec = self.spec
         decay = {"num_decay_steps": math.ceil(DECAY * steps)} if spec.schedule == "wsd" else {}
-        return TrainingArguments(
+        found = TrainingArguments(
             output_dir=str(folder),
             max_steps=steps,
             per_device_train_batch_size=spec.batch,
@@ -232,10 +269,13 @@ class _Session:
             disable_tqdm=True,
             remove_unused_columns=False,
             use_cpu=self.device == "cpu",
-            bf16=self.model.dtype != torch.float32,
-            seed=spec.seed,
-            data_seed=spec.seed,
+            bf16=self.half,
+            seed=seed,
+            data_seed=seed,
         )
+        if found.device.type == "cuda":
+            found._n_gpu = 1  # else Trainer spreads the rows over every GPU that it sees
+        return found
 
     def _key(self) -> str:
         """Of all that decides the result: base, policies, text, settings."""
@@ -243,7 +283,9 @@ class _Session:
         decisive = {
             "base": [file_hash(file) for file in files],
             "stages": [[stage.policy.blake3, stage.steps] for stage in self.stages],
-            "rows": [source.noted["rows_blake3"] for source in self.sources],
+            "config": blake3((self.stack.folder / "config.json").read_bytes()).hexdigest(),
+            "rows": [[s.kind, s.share, digest(s.train), digest(s.held_out)] for s in self.sources],
+            "device": self.device,
             "settings": self.spec.model_dump(exclude={"data", "save_every"}, mode="json"),
             "packed": self.packed,
         }
@@ -263,7 +305,7 @@ class _Session:
         return losses
 
     def _losses(self) -> dict[str, float]:
-        with _autocast(self.model):
+        with _autocast(self.model, half=self.half):
             return {
                 f"{source.name} ({source.kind})": loss(
                     self.model, source.held_out, packed=self.packed
@@ -274,7 +316,15 @@ class _Session:
     def finish(self) -> dict[str, Any]:
         """What has come of it, once nothing frozen has changed."""
         check_frozen(self.model, self._frozen)
+        for stage in self.stages:  # what is measured is what will be written
+            round_as_stored(self.learnt, stage.policy)
         after = self._losses()
+        if not all(math.isfinite(value) for value in after.values()):
+            raise CheckFailed(
+                "the loss after the training is no number",
+                fix="lower the learning rate, and begin anew with --force",
+                place=str(self.work),
+            )
         return {
             "base": {"folder": str(self.stack.folder), "key": self.key},
             "settings": self.spec.model_dump(mode="json", exclude={"data"}),
@@ -290,10 +340,25 @@ class _Session:
 
 
 @contextmanager
-def _autocast(model: PreTrainedModel) -> Iterator[None]:
+def _autocast(model: PreTrainedModel, *, half: bool) -> Iterator[None]:
     """As the training computes: a 16-bit base in bf16, though its trained tensors are fp32."""
-    if model.dtype == torch.float32:
+    if not half:
         yield
     else:
         with torch.autocast(model.device.type, dtype=torch.bfloat16):
             yield
+
+
+def _keep_key(file: Path, key: str) -> None:
+    """Note what a working folder is of, or see that it is of the same.
+
+    Raises:
+        CheckFailed: it is of another training.
+    """
+    if file.is_file():
+        if file.read_text() != key:
+            raise other_training(file.parent)
+        return
+    staged = file.with_name(f".{file.name}")
+    staged.write_text(key)
+    staged.rename(file)

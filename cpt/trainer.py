@@ -119,6 +119,13 @@ class WholeCheckpoints(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         tuned: Any = self.model
         tensors = {name: value.cpu().contiguous() for name, value in trained_state(tuned)}
+        broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
+        if broken:
+            raise CheckFailed(
+                f"{broken[0]} holds numbers that are not finite at step {self.state.global_step}",
+                fix="lower the learning rate; the last checkpoint is from before",
+                place=str(self.args.output_dir),
+            )
         save_file(tensors, folder / TRAINED)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -158,14 +165,18 @@ def newest_whole(folder: Path, key: str) -> Path | None:
             continue
         if whole:
             if manifest["key"] != key:
-                raise CheckFailed(
-                    "this checkpoint is of another training: model, policy, text or settings "
-                    "differ",
-                    fix="train into another folder, or add --force to begin anew",
-                    place=str(candidate),
-                )
+                raise other_training(candidate)
             return candidate
     return None
+
+
+def other_training(place: Path) -> CheckFailed:
+    """What is there cannot be gone on with."""
+    return CheckFailed(
+        "this checkpoint is of another training: model, policy, text or settings differ",
+        fix="train into another folder, or begin anew with --force",
+        place=str(place),
+    )
 
 
 def _hash(file: Path) -> str:

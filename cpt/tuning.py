@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 import hybridize.assembler.runtime  # noqa: F401 - registers the hybrid's classes
+from hybridize.assembler.tensors import TORCH
 from hybridize.cpt.blocks import IGNORED, Blocks
 from hybridize.cpt.policy import Policy
 from hybridize.errors import CheckFailed, HybridizeError
@@ -144,3 +145,11 @@ def trained_state(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             yield name, parameter.detach()
+
+
+@torch.no_grad()
+def round_as_stored(learnt: Mapping[str, Tensor], policy: Policy) -> None:
+    """Give what has learnt the values that it will have on disk."""
+    for tensor in policy.trained:
+        value = learnt[tensor.name]
+        value.copy_(value.to(TORCH[tensor.dtype]))

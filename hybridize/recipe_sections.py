@@ -260,15 +260,16 @@ class CptSpec(Section):
     length: int = Field(512, ge=2, description="tokens of a row")
     batch: int = Field(8, ge=1, description="rows of a step")
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
-    rates: dict[Literal["embeddings", "slot", "bridge", "norm", "head", "other"], float] = Field(
-        {}, description="learning rates of roles that have one of their own"
-    )
+    rates: dict[
+        Literal["embeddings", "slot", "bridge", "norm", "head", "other"],
+        Annotated[float, Field(gt=0, allow_inf_nan=False)],
+    ] = Field({}, description="learning rates of roles that have one of their own")
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup: float = Field(0.02, ge=0, lt=1, description="share of a stage's steps")
     weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
     clip: float = Field(1.0, gt=0, allow_inf_nan=False, description="norm of the gradient, at most")
     save_every: int = Field(100, ge=1, description="steps between checkpoints")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**31)
 
 
 class Recipe(Section):

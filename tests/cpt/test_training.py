@@ -235,6 +235,47 @@ def test_there_must_be_a_training_to_resume(trained: Path) -> None:
     assert not (trained.parent / "never.work").exists()
 
 
+def test_a_finished_stage_is_not_taken_for_another_training(trained: Path) -> None:
+    """Killed behind its last step, before its result was written; then the recipe changes."""
+    folder = broken_off(trained, "finished", pattern="done.safetensors")
+    assert (folder / "done.safetensors").is_file()
+    if (trained.parent / "finished").exists():
+        shutil.rmtree(trained.parent / "finished")
+    changed = trained.parent / "slower.yaml"
+    changed.write_text(trained.read_text().replace("replay: 0.25", "replay: 0.5"))
+    refused = train(changed, "finished", "--resume")
+    assert refused.exit_code == 1
+    assert "this checkpoint is of another training" in refused.stderr
+    done = train(trained, "finished", "--resume")
+    assert done.exit_code == 0, done.output[-2000:]
+    assert tensors(trained.parent / "finished") == tensors(trained.parent / "trained")
+
+
+def test_nothing_of_others_is_removed(trained: Path) -> None:
+    work = trained.parent / "others.work"
+    work.mkdir()
+    (work / "thesis.txt").write_text("precious")
+    assert "is no training of hybridize" in train(trained, "others", "--force").stderr
+    assert "exclude each other" in train(trained, "others", "--force", "--resume").stderr
+    assert (work / "thesis.txt").read_text() == "precious"
+
+
+def test_a_mistake_in_the_text_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    recipe = prepare(tmp_path)
+    (tmp_path / "code.txt").write_text(" ")
+    assert train(recipe).exit_code == 2
+    (tmp_path / "code.txt").write_text(code())
+    assert train(recipe).exit_code == 0
+
+
+def test_a_last_step_that_diverges_writes_nothing(tmp_path: Path) -> None:
+    wild = {"learning_rate": 1e30, "clip": 1e30, "warmup": 0.0, "schedule": "constant"}
+    done = train(prepare(tmp_path, tokens=128, **wild))
+    assert done.exit_code == 1
+    assert "no number" in done.stderr or "not finite" in done.stderr
+    assert not (tmp_path / "trained").exists()
+
+
 def test_stages_follow_each_other(tmp_path: Path) -> None:
     stages = [
         {"train": ["bridges"], "share": 0.5},
@@ -259,8 +300,9 @@ def test_what_an_earlier_stage_trained_may_be_frozen_in_a_later_one(tmp_path: Pa
     }
 
 
-def test_sixteen_bits_learn_in_fp32_and_are_stored_in_sixteen(tmp_path: Path) -> None:
-    recipe = prepare(tmp_path)
+@pytest.mark.parametrize("first", ["bridges", "embeddings"])
+def test_sixteen_bits_learn_in_fp32_and_are_stored_in_sixteen(tmp_path: Path, first: str) -> None:
+    recipe = prepare(tmp_path, train=[first, {"shallow": 1}])
     recipe.write_text(recipe.read_text() + "dtype: bfloat16\n")
     import yaml
 
@@ -273,7 +315,8 @@ def test_sixteen_bits_learn_in_fp32_and_are_stored_in_sixteen(tmp_path: Path) ->
     hashes = tensors(tmp_path / "out"), tensors(tmp_path / "trained")
     changed = {name for name in hashes[0] if hashes[0][name] != hashes[1][name]}
     assert changed
-    assert all(name.startswith(("model.bridges.", "model.layers.0.")) for name in changed)
+    learns = ("model.bridges.", "model.embed_tokens.", "model.layers.0.")
+    assert all(name.startswith(learns) for name in changed)
 
 
 @pytest.mark.parametrize(
