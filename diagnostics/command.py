@@ -12,10 +12,10 @@ import hybridize
 from hybridize.assembler.machine import pick_device
 from hybridize.console import token_progress
 from hybridize.diagnostics.diagnosis import diagnose
-from hybridize.diagnostics.publishing import publish
 from hybridize.diagnostics.report.html import report_html
 from hybridize.diagnostics.target import Options, find_target
 from hybridize.diagnostics.trace import Document
+from hybridize.publishing import publish
 from hybridize.recipe_fields import parse_size
 
 TRACE, REPORT = "trace.json", "report.html"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybridize.assembler.anatomy import WIDTH_KEYS, Layer
 from hybridize.assembler.donors import (
+    ALONE,
     Donor,
     load_donor,
     locate,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from hybridize.assembler.loading import Parts
     from hybridize.assembler.windows import Reader
 
-ALONE = "model"  # what the one donor is called in memory
 HYBRID = "hybridize"  # model_type of what the runtime runs
 
 

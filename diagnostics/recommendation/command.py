@@ -7,12 +7,12 @@ from pathlib import Path
 
 from hybridize.assembler.machine import pick_device
 from hybridize.console import token_progress
-from hybridize.diagnostics.publishing import publish
 from hybridize.diagnostics.recommendation.outcome import comments, reasons
 from hybridize.diagnostics.recommendation.recipe_writing import recipe_yaml
 from hybridize.diagnostics.recommendation.recommending import Recommendation, recommend
 from hybridize.diagnostics.target import Options, with_options
 from hybridize.errors import HybridizeError
+from hybridize.publishing import publish
 from hybridize.recipe import load_recipe
 from hybridize.recipe_fields import parse_size
 
