@@ -14,6 +14,7 @@ from hybridize.assembler.hub import from_hub
 from hybridize.checkpoint import Checkpoint, open_checkpoint
 from hybridize.errors import HybridizeError
 
+ALONE = "model"  # what a model is called in memory that is the hybrid of its own layers
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",

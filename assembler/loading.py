@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from hybridize.assembler.donors import Donor
+from hybridize.assembler.donors import ALONE, Donor, load_donor
 from hybridize.assembler.layout import OutTensor, hybrid_layout
 from hybridize.assembler.outputs import TORCH_NAMES, tensors_of
 from hybridize.assembler.runtime import HybridConfig, HybridForCausalLM
 from hybridize.assembler.symbolic import Piece
 from hybridize.assembler.tensors import Tensors
-from hybridize.checkpoint import Checkpoint
+from hybridize.checkpoint import Checkpoint, open_checkpoint
 
 EMBEDDING, LAYERS, HEAD = "model.embed_tokens.", "model.layers.", "lm_head."
 BUILT = "built"  # what pieces of a built hybrid's own files call it
@@ -110,14 +112,50 @@ class Weights:
         return hybrid_layout(dict(config), shapes)
 
 
+@dataclass(frozen=True)
+class Folder:
+    """A model folder in memory: a hybrid, or any other as the hybrid of all its layers.
+
+    Attributes:
+        layout: of each tensor in memory, the pieces of those in the files that it is made of.
+    """
+
+    model: HybridForCausalLM
+    layout: tuple[OutTensor, ...]
+
+
+def load_folder(folder: Path, device: str) -> Folder:
+    """Read a model folder, nothing learning.
+
+    Raises:
+        HybridizeError: there is no model, or the runtime cannot run it.
+    """
+    checkpoint = open_checkpoint(folder)
+    if checkpoint.config.get("model_type") == HybridConfig.model_type:
+        layout = _built_layout(checkpoint)
+        parts = _parts(checkpoint.config, layout, Tensors({BUILT: checkpoint}, device))
+        return Folder(parts.model, tuple(layout))
+    # Not its own name: a folder may be called `train`, as a method of torch's modules is.
+    donor = replace(
+        load_donor(folder, name=folder.name, source=str(folder), place=str(folder)), name=ALONE
+    )
+    config = alone_config(donor)
+    layout = hybrid_layout(config, {ALONE: tensors_of(donor)})
+    parts = _parts(config, layout, Tensors({ALONE: donor.checkpoint}, device))
+    return Folder(parts.model, tuple(layout))
+
+
 def built_parts(checkpoint: Checkpoint, device: str, *, streamed: bool) -> Parts:
     """A hybrid that hybridize built, from its own files."""
-    layout = [
+    tensors = Tensors({BUILT: checkpoint}, device)
+    return _parts(checkpoint.config, _built_layout(checkpoint), tensors, streamed=streamed)
+
+
+def _built_layout(checkpoint: Checkpoint) -> list[OutTensor]:
+    return [
         OutTensor(t.name, t.dtype, t.shape, (Piece(BUILT, t.name, 0, t.numel),), keep_fp32=False)
         for t in checkpoint.tensors.values()
     ]
-    tensors = Tensors({BUILT: checkpoint}, device)
-    return _parts(checkpoint.config, layout, tensors, streamed=streamed)
 
 
 def alone_config(donor: Donor) -> dict[str, Any]:

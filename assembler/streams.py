@@ -24,11 +24,19 @@ class Stream:
     Args:
         tokens: (batch, tokens).
         mask: (batch, tokens), 1 for real tokens, which stand on the left; None: all are real.
+        positions: (batch, tokens), of each token in its document: attention then keeps documents
+            apart that stand in one row. None: one document a row.
     """
 
-    def __init__(self, model: HybridForCausalLM, tokens: Tensor, mask: Tensor | None) -> None:
+    def __init__(
+        self,
+        model: HybridForCausalLM,
+        tokens: Tensor,
+        mask: Tensor | None,
+        positions: Tensor | None = None,
+    ) -> None:
         self.model, self.stack = model, model.model
-        self.tokens, self.mask = tokens, mask
+        self.tokens, self.mask, self.positions = tokens, mask, positions
         skeletons, config = self.stack.skeletons, model.config
         first = skeletons[config.embeddings]
         # The donors' own forwards note what their layers are to be called with.
@@ -45,7 +53,7 @@ class Stream:
 
     @property
     def _step(self) -> dict[str, Any]:
-        return {"attention_mask": self.mask, "position_ids": None, "use_cache": False}
+        return {"attention_mask": self.mask, "position_ids": self.positions, "use_cache": False}
 
     @property
     def depth(self) -> int:
