@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hybridize.assembler.staging import MANIFEST
-from hybridize.cpt.stack import read_stack
-from hybridize.cpt.stages import Stage, plan_stages
-from hybridize.errors import HybridizeError
-from hybridize.recipe import load_recipe
-from hybridize.recipe_sections import CptSpec
+from hybridize.cpt.plan import CptPlan, plan_training
+from hybridize.cpt.policy_words import tensor_list
+from hybridize.cpt.stages import Stage
+from hybridize.cpt.target import find_target
 
 if TYPE_CHECKING:
     from hybridize.cpt.forecast import Forecast
@@ -24,37 +22,52 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: Path,
+    named: Path,
     *,
-    built: Path | None,
-    out: Path | None,
-    resume: bool,
-    force: bool,
-    device: str,
-    offline: bool,
-) -> Trained:
-    """Train; see the command's help."""
+    built: Path | None = None,
+    out: Path | None = None,
+    text: Sequence[str] = (),
+    old: Sequence[str] = (),
+    tokens: int | None = None,
+    resume: bool = False,
+    force: bool = False,
+    device: str = "auto",
+    engine: str | None = None,
+    log_to: Sequence[str] = (),
+    offline: bool = False,
+) -> Trained | None:
+    """Train; see the command's help. Of several processes the main one alone gets the result."""
     from hybridize.assembler.machine import pick_device
     from hybridize.console import token_progress
-    from hybridize.cpt.pretraining import train
-    from hybridize.cpt.text import check_text
+    from hybridize.cpt import engine as engines
+    from hybridize.cpt.arguments import check_loggers
+    from hybridize.cpt.data.text import check_text
+    from hybridize.cpt.pretraining import How, train
 
-    read = load_recipe(recipe)
-    check_text(read)
-    folder = (built or Path("out") / read.name).absolute()
-    target = (out or folder.with_name(f"{folder.name}-cpt")).absolute()
-    _check_places(folder, target)
-    stack = read_stack(folder)
+    target = find_target(named, built=built, out=out, text=text, old=old, tokens=tokens)
+    check_text(target.recipe)
+    check_loggers(log_to)
+    chosen = engines.asked_engine(engine)
+    plan = plan_training(target.recipe, target.folder, processes=engines.processes())
+    plan.check_engine(chosen)
+    how = How(
+        device=pick_device(device),
+        engine=chosen,
+        report_to=log_to,
+        logs=target.out.with_name(f"{target.out.name}.logs"),
+        resume=resume,
+        force=force,
+        offline=offline,
+    )
+    if not engines.is_main():
+        train(plan, target.out, how, lambda done, total, loss: None)
+        return None
     with token_progress("training", "steps") as progress:
         return train(
-            read,
-            stack,
-            target,
-            device=pick_device(device),
-            resume=resume,
-            force=force,
-            offline=offline,
-            tell=lambda done, total, _: progress(done, total),
+            plan,
+            target.out,
+            how,
+            lambda done, total, loss: progress(done, total, f"loss {loss:.3f}"),
         )
 
 
@@ -62,91 +75,121 @@ def run(
 class Forecasts:
     """What each stage of a training trains, and costs."""
 
+    plan: CptPlan
     stages: list[tuple[Stage, Forecast]]
 
-    def table(self) -> RenderableType:
+    def table(self, *, listed: bool = False) -> RenderableType:
+        """Args: listed: every tensor that learns, with its shape and bytes."""
         shown: list[RenderableType] = []
         for i, (stage, costs) in enumerate(self.stages):
             title = f"stage {i}: {stage.steps:,} steps" if len(self.stages) > 1 else ""
-            shown += [*([Text(title, style="bold")] if title else []), stage.policy.table(), Text()]
+            shown += [*([Text(title, style="bold")] if title else []), stage.policy.table()]
+            if stage.prior:
+                shown.append(Text(stage.prior))
+            shown += [Text(), *([tensor_list(stage.policy), Text()] if listed else [])]
             shown += [costs.table(), Text()]
         return Group(*shown[:-1])
 
     def as_dict(self) -> dict[str, Any]:
         stages = [
-            {"steps": stage.steps, "policy": stage.policy.as_dict(), "costs": costs.as_dict()}
+            {
+                "steps": stage.steps,
+                "prior": stage.prior,
+                "policy": stage.policy.as_dict(),
+                "costs": costs.as_dict(),
+            }
             for stage, costs in self.stages
         ]
         return {"stages": stages}
 
 
-def forecast(recipe: Path, *, built: Path | None) -> Forecasts:
+def forecast(
+    named: Path,
+    *,
+    built: Path | None = None,
+    text: Sequence[str] = (),
+    old: Sequence[str] = (),
+    tokens: int | None = None,
+    processes: int = 1,
+    engine: str | None = None,
+) -> Forecasts:
     """What would learn and what it costs; reads headers only, no torch."""
     from hybridize.cpt.forecast import forecast as costs_of
+    from hybridize.cpt.memory import head_positions
 
-    read = load_recipe(recipe)
-    spec = read.recipe.cpt or CptSpec()
-    stages = plan_stages(read, read_stack(built or Path("out") / read.name))
-    rows = spec.batch * spec.length
+    target = find_target(named, built=built, text=text, old=old, tokens=tokens)
+    plan = plan_training(target.recipe, target.folder, processes=processes)
+    spec = plan.spec
     return Forecasts(
+        plan,
         [
             (
                 stage,
                 costs_of(
-                    stage.policy.stack,
+                    plan.stack,
                     stage.policy,
-                    tokens=stage.steps * rows,
-                    batch_tokens=rows,
+                    tokens=stage.steps * spec.batch * spec.length,
+                    batch_tokens=spec.batch * spec.length,
                     length=spec.length,
-                    head_tokens=rows,
+                    processes=processes,
+                    checkpointing=spec.checkpointing,
+                    cached_prefix=spec.cache_prefix is True,
+                    sharded=engine == "fsdp",
+                    at_once=plan.at_once * spec.length,
+                    head_tokens=head_positions(plan.stack.vocabulary),
                 ),
             )
-            for stage in stages
-        ]
+            for stage in plan.stages
+        ],
     )
 
 
-def _check_places(base: Path, out: Path) -> None:
-    """What can be seen before anything is read."""
-    if base.is_dir() and not (base / MANIFEST).is_file():
-        raise HybridizeError(
-            f"hybridize did not build this: {MANIFEST} is missing",
-            fix="build a recipe, and name its folder under --built",
-            place=str(base),
-        )
-    if base.resolve() in out.resolve().parents:
-        raise HybridizeError(
-            "lies inside the model that is trained", fix="choose another --out", place=str(out)
-        )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise HybridizeError(
-            "training runs in one process so far", fix="start it without torchrun or accelerate"
-        )
-
-
 def trained_table(trained: Trained) -> RenderableType:
-    """Losses before and after, and what was checked."""
+    """Losses before, after each stage and at the end, and what was checked."""
     record = trained.record
+    stages = record["stages"]
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("held-out loss, nats per token")
-    for heading in ("before", "after", "change"):
+    between = [f"after stage {i}" for i in range(len(stages) - 1)]
+    for heading in ("before", *between, "after", "change"):
         table.add_column(heading, justify="right")
     for name, pair in record["losses"].items():
+        row = [pair["before"], *(stage["losses"][name] for stage in stages)]
         change = pair["after"] - pair["before"]
-        table.add_row(name, f"{pair['before']:.3f}", f"{pair['after']:.3f}", f"{change:+.3f}")
+        table.add_row(name, *(f"{loss:.3f}" for loss in row), f"{change:+.3f}")
+    return Group(table, Text(), Text("\n".join(_lines(trained))))
+
+
+def _lines(trained: Trained) -> list[str]:
+    record = trained.record
+    stages = record["stages"]
+    moved = record["trained"] - len(record["unmoved"])
     lines = [
         f"trained {trained.folder}: {record['tokens']:,} tokens predicted, in "
-        f"{len(record['stages'])} stages",
-        f"  checked: {record['frozen']} frozen tensors are bit for bit what they were",
+        f"{sum(stage['steps'] for stage in stages):,} steps; {stages[-1]['engine']}",
+        f"  checked: {record['frozen']:,} frozen tensors are bit for bit what they were, "
+        f"{moved:,} of {record['trained']:,} trained ones have changed",
     ]
     if record["unmoved"]:
-        lines.append(
-            f"  {len(record['unmoved'])} trained tensors did not move, rounded as they are stored: "
-            f"{', '.join(record['unmoved'][:3])}"
-        )
+        lines.append(f"  as they were, rounded as stored: {_some(record['unmoved'])}")
+    for i, stage in enumerate(stages):
+        if stage["prior"]:
+            lines.append(f"  stage {i}: {stage['prior']}")
+        if stage["averaged"]:
+            last = "; ".join(f"{n} {loss:.3f}" for n, loss in stage["losses_of_last"].items())
+            lines.append(
+                f"  stage {i}: the mean of {len(stage['averaged'])} checkpoints, of steps "
+                f"{_some(stage['averaged'])}; the last alone: {last}"
+            )
     if not record["packed"]:
         lines.append("  one document a row: this model cannot tell packed documents apart")
-    return Group(table, Text(), Text("\n".join(lines)))
+    lines += [f"  warning: {text}" for text in record["warnings"]]
+    return lines
+
+
+def _some(items: Sequence[Any]) -> str:
+    more = f", ... ({len(items)})" if len(items) > 3 else ""
+    return ", ".join(map(str, items[:3])) + more
 
 
 def as_dict(trained: Trained) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from hybridize.assembler.staging import MANIFEST
 from hybridize.assembler.tensors import TORCH
 from hybridize.checkpoint import TensorHeader, open_checkpoint
+from hybridize.cpt.metrics import FILE as METRICS
 from hybridize.errors import HybridizeError
 
 CARD = "README.md"
@@ -32,6 +33,7 @@ def export(
     record: Mapping[str, Any],
     *,
     staged: Path,
+    metrics: Path,
 ) -> list[str]:
     """Write a model folder that appears whole.
 
@@ -39,6 +41,7 @@ def export(
         staged: where it grows, on the same disk; what is there of an earlier try is removed.
         trained: tensors by the name that they have on disk.
         record: of the training, for the manifest.
+        metrics: what was written down while it ran; it comes along.
 
     Returns:
         Names of trained tensors that are what they were: rounded to the stored dtype, they have
@@ -53,6 +56,7 @@ def export(
         hashes[name] = blake3(content).hexdigest()
         if not _overwrite(headers[name], content):
             still.append(name)
+    shutil.copy(metrics, staged / metrics.name)
     _note(base, staged, out, hashes, {**record, "unmoved": still})
     if out.exists():
         raise HybridizeError("appeared meanwhile", place=str(out))
@@ -90,6 +94,7 @@ def _note(
         if donor["folder"] is not None:
             where = os.path.normpath(base.absolute() / donor["folder"])
             donor["folder"] = os.path.relpath(where, out.absolute())
+    manifest["files"][METRICS] = blake3((staged / METRICS).read_bytes()).hexdigest()
     manifest["training"] = [*manifest.get("training", []), dict(record)]
     card = staged / CARD
     if card.is_file():

@@ -13,6 +13,13 @@ MOMENTS = {"adamw": 2, "sgd": 0}  # tensors that the optimizer keeps for each on
 # Elements that autograd keeps for each that a matrix gives: measured on Llama, Qwen3 and Mixtral
 # layers with fused attention, 1.4 to 1.8; without fused kernels recurrent layers keep up to 5.
 KEPT = 1.5
+CHUNK = 1024  # positions whose logits are in memory at a time, if the vocabulary is not huge
+LOGITS = 1 << 26  # numbers in such a chunk, at most
+
+
+def head_positions(vocabulary: int) -> int:
+    """Positions that are read out at a time."""
+    return max(64, min(CHUNK, LOGITS // vocabulary))
 
 
 @dataclass(frozen=True)

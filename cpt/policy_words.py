@@ -28,6 +28,17 @@ def policy_table(policy: Policy) -> RenderableType:
     return Group(table, Text(), Text(_summary(policy)))
 
 
+def tensor_list(policy: Policy) -> RenderableType:
+    """Every tensor that learns, in the model's order."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("tensor that learns", "role", "shape", "dtype", "bytes"):
+        table.add_column(heading, justify="right" if heading == "bytes" else "left")
+    for tensor in policy.trained:
+        shape = "×".join(map(str, tensor.shape))
+        table.add_row(tensor.name, tensor.role, shape, tensor.dtype, size(tensor.nbytes))
+    return table
+
+
 _NUMBERS = ("tensors", "parameters", "bytes")
 
 

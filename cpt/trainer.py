@@ -1,72 +1,101 @@
-"""transformers' Trainer with checkpoints that are whole or not there (torch side).
+"""transformers' Trainer, for rows of several sources of which some parameters learn (torch side).
 
-A checkpoint holds the tensors that learn, the optimizer's state, the generators' states, and a
-manifest with the hash of each file and of all that decides the training. It is written under
-another name and then renamed.
+What it does differently: its loss is summed over all processes and told by source; a step that goes
+wrong is not taken; its checkpoints are those of `checkpoints`; the engine is seen to be in use.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from blake3 import blake3
 from safetensors.torch import load_file, save_file
-from torch.utils.data import Dataset, SequentialSampler
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
-from hybridize.cpt.blocks import Blocks
-from hybridize.cpt.tuning import rows_of, trained_state
-from hybridize.errors import CheckFailed
+from hybridize.cpt import checkpoints, engine
+from hybridize.cpt.data.blocks import IGNORED
+from hybridize.cpt.data.rows import Rows
+from hybridize.cpt.guards import Guards
+from hybridize.cpt.identity import Identity
+from hybridize.cpt.tuning import put, trained_state
 
-TRAINED, MANIFEST = "trained.safetensors", "checkpoint.json"
-KEPT = 2  # newest checkpoints that stay
-
-
-class Rows(Dataset[dict[str, Any]]):
-    """Rows of several sources in the order of a training."""
-
-    def __init__(
-        self, sources: Sequence[Blocks], order: Sequence[tuple[int, int]], *, packed: bool
-    ) -> None:
-        self.sources, self.order, self.packed = sources, order, packed
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        source, row = self.order[index]
-        found = rows_of(self.sources[source], [row], packed=self.packed)
-        return {name: value[0] for name, value in found.items()}
+OPTIMIZER_OF_DEEPSPEED = "deepspeed"
 
 
-class WholeCheckpoints(Trainer):
-    """Goes through its rows in their order, and writes checkpoints that are whole.
+@dataclass(frozen=True)
+class Wanted:
+    """What a stage asks of its trainer.
 
-    Args:
-        key: of all that decides the training; a checkpoint of another one is not taken up.
-        rates: role -> learning rate; `roles`: name of a tensor that learns -> its role.
+    Attributes:
+        identity: of the training, noted in each checkpoint; `stage`: which of its stages.
+        sources: names of the sources, for losses.
+        roles: name of a tensor that learns -> its role; `rates`: role -> learning rate.
+        begin: called with the model and its engine, before the first step.
+        evaluate: called with the model and the steps done, each `evaluate_every` steps; raises
+            where the training is to stop.
+        keep: checkpoints that stay.
     """
+
+    identity: Identity
+    stage: int
+    sources: Sequence[str]
+    roles: Mapping[str, str]
+    rates: Mapping[str, float]
+    guards: Guards
+    begin: Callable[[nn.Module, engine.InUse], None]
+    evaluate: Callable[[nn.Module, int], None]
+    evaluate_every: int
+    engine: str
+    keep: int
+
+
+class CptTrainer(Trainer):
+    """Goes through its rows in their order."""
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         arguments: TrainingArguments,
         rows: Rows,
-        *,
-        key: str,
-        roles: Mapping[str, str],
-        rates: Mapping[str, float],
+        wanted: Wanted,
         callbacks: Sequence[TrainerCallback],
     ) -> None:
+        self.wanted = wanted
         super().__init__(model=model, args=arguments, train_dataset=rows, callbacks=list(callbacks))
-        self.key, self.roles, self.rates = key, roles, rates
-        self._staged: str | None = None
+        self.remove_callback(PrinterCallback)
+        # The loss is divided by the tokens of the whole step, on all processes.
+        self.model_accepts_loss_kwargs = True
+        self.in_use: engine.InUse | None = None
+        self._tally = torch.zeros(len(wanted.sources), 2, dtype=torch.float64)  # nats, tokens
+        self._losses: dict[str, float] = {}
+        self._random: Tensor | None = None
+        self._told = -1  # the step that was evaluated last
+
+    # ---- Setting out ---------------------------------------------------------------------------
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers does; on processors FSDP must be asked for again."""
+        if self.wanted.engine == engine.FSDP and self.args.device.type == "cpu":
+            engine.fsdp_on_cpu()
+        super().create_accelerator_and_postprocess()
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        prepare: Any = super()._prepare_for_training
+        prepared = prepare(*args, **kwargs)
+        kind = self.accelerator.distributed_type.name
+        wrapped: Any = self.model_wrapped
+        self.in_use = engine.engine_in_use(self.wanted.engine, wrapped, kind)
+        self.state.save_steps = int(self.args.save_steps)  # not those of the checkpoint
+        tuned: Any = self.model
+        self.wanted.begin(tuned, self.in_use)
+        return prepared
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -79,143 +108,183 @@ class WholeCheckpoints(Trainer):
             tuned: Any = model or self.model
             for name, parameter in tuned.named_parameters():
                 if parameter.requires_grad:
-                    groups.setdefault((self.roles[name], parameter.ndim > 1), []).append(parameter)
+                    role = self.wanted.roles[name]
+                    groups.setdefault((role, parameter.ndim > 1), []).append(parameter)
             self.optimizer = torch.optim.AdamW(
                 [
                     {
                         "params": parameters,
-                        "lr": self.rates.get(role, self.args.learning_rate),
+                        "lr": self.wanted.rates.get(role, self.args.learning_rate),
                         "weight_decay": self.args.weight_decay if decays else 0.0,
                     }
                     for (role, decays), parameters in groups.items()
                 ],
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
+                fused=self.wanted.engine in (engine.SINGLE, engine.DDP),
             )
         return self.optimizer
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return self._staged or str(self.args.output_dir)
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As transformers does, but for a warm-up whose first step has a rate of zero."""
+        made: Any = super().create_scheduler(num_training_steps, optimizer)
+        warmup = int(self.args.warmup_steps)
+
+        def sooner(rate: Callable[[int], float]) -> Callable[[int], float]:
+            return lambda step: rate(step + 1 if step < warmup else step)
+
+        made.lr_lambdas = [sooner(rate) for rate in made.lr_lambdas]
+        made._last_lr = [
+            base * rate(0) for base, rate in zip(made.base_lrs, made.lr_lambdas, strict=True)
+        ]
+        _set_rates(made)
+        return made
+
+    # ---- A step --------------------------------------------------------------------------------
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        if self._random is None:  # of the step, for a checkpoint from before it
+            self._random = torch.random.get_rng_state()
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Nats of this batch over the tokens of the step; engines take the mean over processes."""
+        sources = inputs.pop("source").cpu()
+        out = model(**inputs)
+        tokens = (inputs["labels"][:, 1:] != IGNORED).sum(1)
+        here = torch.stack([out["nats"], tokens.double()], 1).cpu()
+        self._tally.index_add_(0, sources, here)
+        loss = out["loss"] / num_items_in_batch * engine.processes()
+        return (loss, out) if return_outputs else loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The last place before the optimizer's step: one that goes wrong is not taken."""
+        norm_of: Any = super()._get_grad_norm
+        norm = norm_of(model, grad_norm=grad_norm)
+        self._losses = self._step_losses()
+        try:
+            self.wanted.guards.check_step(self._losses["loss"], norm, int(self.state.global_step))
+        except Exception:
+            self._save_before_the_step(model)
+            raise
+        self._random = None
+        return norm
+
+    def _step_losses(self) -> dict[str, float]:
+        """Loss of this step, over all processes: of all, and of each source that was in it."""
+        tally = engine.summed(self._tally.to(self.args.device)).cpu()
+        self._tally = torch.zeros_like(self._tally)
+        means = {
+            f"loss/{name}": float(nats / tokens)
+            for name, (nats, tokens) in zip(self.wanted.sources, tally, strict=True)
+            if tokens
+        }
+        nats, tokens = tally.sum(0)
+        return {"loss": float(nats / tokens), "tokens": float(tokens), **means}
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Add what is known of each source; nothing is kept in the state, `metrics` writes it."""
+        if "loss" in logs:
+            logs |= self._losses
+        super().log(logs, start_time)
+        self.state.log_history.clear()
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        before = self._told
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self._told = step = int(self.state.global_step)
+        tuned: Any = self.model
+        due = step % self.wanted.evaluate_every == 0 and step < int(self.state.max_steps)
+        if step == before or not due:  # transformers comes by once more behind the last step
+            return
+        try:
+            self.wanted.evaluate(tuned, step)
+        except Exception:
+            self._save_before_the_step(args[2])
+            raise
+
+    # ---- Checkpoints ---------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> Path:
+        """Where checkpoints go."""
+        return Path(str(self.args.output_dir))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        name = f"checkpoint-{self.state.global_step}"
-        out = Path(str(self.args.output_dir))
-        staged = out / f".{name}"
-        shutil.rmtree(staged, ignore_errors=True)
-        self._staged = str(staged)
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._staged = None
-        _write_manifest(staged / name, self.key)
-        shutil.rmtree(out / name, ignore_errors=True)
-        (staged / name).rename(out / name)
-        staged.rmdir()
-        for old in _checkpoints(out)[KEPT:]:
-            shutil.rmtree(old)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
+        step = int(self.state.global_step)
+        name = f"{checkpoints.PREFIX}{step}"
+        staged = checkpoints.staging(self.folder, name)
+        if engine.is_main():
+            shutil.rmtree(staged, ignore_errors=True)
+            staged.mkdir()
+        engine.barrier()
         tuned: Any = self.model
-        tensors = {name: value.cpu().contiguous() for name, value in trained_state(tuned)}
-        broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
-        if broken:
-            raise CheckFailed(
-                f"{broken[0]} holds numbers that are not finite at step {self.state.global_step}",
-                fix="lower the learning rate; the last checkpoint is from before",
-                place=str(self.args.output_dir),
-            )
-        save_file(tensors, folder / TRAINED)
+        state = trained_state(tuned)
+        moments = self._moments(staged)
+        self._save_rng_state(str(staged))
+        engine.barrier()
+        if engine.is_main():
+
+            def write(folder: Path) -> None:
+                file = folder / checkpoints.TRAINED
+                checkpoints.save_state(state, file, place=self.folder, step=step)
+                if moments:
+                    save_file(moments, folder / checkpoints.MOMENTS)
+                schedule: Any = self.lr_scheduler
+                torch.save(schedule.state_dict(), folder / "scheduler.pt")
+                self.state.save_to_json(str(folder / "trainer_state.json"))
+
+            note = {"training": self.wanted.identity, "stage": self.wanted.stage, "step": step}
+            checkpoints.publish(self.folder, name, write, note, keep=self.wanted.keep)
+        engine.barrier()
+
+    def _moments(self, staged: Path) -> dict[str, Tensor]:
+        """The optimizer's state; DeepSpeed writes its own."""
+        if self.is_deepspeed_enabled:
+            wrapped: Any = self.model_wrapped
+            place = str(staged / OPTIMIZER_OF_DEEPSPEED)
+            wrapped.save_checkpoint(place, exclude_frozen_parameters=True)
+            return {}
+        tuned: Any = self.model
+        optimizer: Any = self.optimizer
+        return checkpoints.moments_of(optimizer, tuned)
+
+    def _save_before_the_step(self, model: Any) -> None:
+        """The state before the next step, if no checkpoint has it yet."""
+        step = int(self.state.global_step)
+        if step == 0 or (self.folder / f"{checkpoints.PREFIX}{step}").exists():
+            return
+        if self._random is not None:
+            torch.random.set_rng_state(self._random)
+        self._save_checkpoint(model, None)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trained(self.model, Path(resume_from_checkpoint) / TRAINED)
+        tuned: Any = self.model
+        put(tuned, load_file(Path(resume_from_checkpoint) / checkpoints.TRAINED))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        tuned: Any = self.model
+        if self.is_deepspeed_enabled:
+            wrapped: Any = self.model_wrapped
+            wrapped.load_checkpoint(str(folder / OPTIMIZER_OF_DEEPSPEED), load_module_strict=False)
+        else:
+            optimizer: Any = self.optimizer
+            checkpoints.set_moments(optimizer, tuned, folder / checkpoints.MOMENTS)
+        schedule: Any = self.lr_scheduler
+        schedule.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
+        _set_rates(schedule)
 
 
-def load_trained(model: Any, file: Path) -> None:
-    """Put saved tensors in the place of a model's own."""
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in load_file(file).items():
-            parameters[name].copy_(value)
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Newest first."""
-    found = (p for p in folder.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit())
-    return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
-
-
-def _write_manifest(folder: Path, key: str) -> None:
-    files = {file.name: _hash(file) for file in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_text(json.dumps({"key": key, "files": files}, indent=1))
-
-
-def newest_whole(folder: Path, key: str) -> Path | None:
-    """The newest checkpoint of which every file is what its manifest says; None: there is none.
-
-    Raises:
-        CheckFailed: it is of another training: other text, another policy, other settings.
-    """
-    for candidate in _checkpoints(folder):
-        try:
-            manifest = json.loads((candidate / MANIFEST).read_text())
-            whole = all(_hash(candidate / n) == h for n, h in manifest["files"].items())
-        except (OSError, ValueError, KeyError):
-            continue
-        if whole:
-            if manifest["key"] != key:
-                raise other_training(candidate)
-            return candidate
-    return None
-
-
-def other_training(place: Path) -> CheckFailed:
-    """What is there cannot be gone on with."""
-    return CheckFailed(
-        "this checkpoint is of another training: model, policy, text or settings differ",
-        fix="train into another folder, or begin anew with --force",
-        place=str(place),
-    )
-
-
-def _hash(file: Path) -> str:
-    return blake3(file.read_bytes()).hexdigest()
-
-
-class Watch(TrainerCallback):
-    """Stops what goes wrong, and tells of each step.
-
-    Args:
-        tell: called with the number of steps done, and the loss of the last.
-    """
-
-    def __init__(self, tell: Callable[[int, float | None], None]) -> None:
-        self.tell = tell
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """A loss that is no number ends the training at once."""
-        loss = (logs or {}).get("loss")
-        if loss is not None:
-            if not math.isfinite(float(loss)):
-                raise CheckFailed(
-                    f"the loss is {loss} at step {state.global_step}",
-                    fix="lower the learning rate; the last checkpoint is from before",
-                    place=str(args.output_dir),
-                )
-            self.tell(int(state.global_step), float(loss))
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """In the first step, every tensor that learns has a gradient."""
-        if state.global_step == 0:
-            without = [
-                name
-                for name, parameter in given["model"].named_parameters()
-                if parameter.requires_grad and parameter.grad is None
-            ]
-            if without:
-                raise CheckFailed(
-                    f"{len(without)} tensors that are to learn get no gradient, {without[0]} among "
-                    "them",
-                    fix="leave them out of the policy: nothing that is trained depends on them",
-                )
+def _set_rates(schedule: Any) -> None:
+    """Give the optimizer the rates that its schedule stands at."""
+    for group, rate in zip(schedule.optimizer.param_groups, schedule.get_last_lr(), strict=True):
+        group["lr"] = rate

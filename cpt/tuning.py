@@ -1,155 +1,208 @@
-"""A model whose policy says what learns: opened, frozen, and watched (torch side)."""
+"""A model whose policy says what learns: opened, frozen, and watched (torch side).
+
+In memory every model is the hybrid of its slots; names there and names on disk are brought
+together by the pieces that each tensor is made of.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from blake3 import blake3
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.utils import logging
 
-import hybridize.assembler.runtime  # noqa: F401 - registers the hybrid's classes
+from hybridize.assembler.layout import OutTensor
+from hybridize.assembler.loading import load_folder
+from hybridize.assembler.runtime import HybridForCausalLM
 from hybridize.assembler.tensors import TORCH
-from hybridize.cpt.blocks import IGNORED, Blocks
+from hybridize.checkpoint import open_checkpoint
+from hybridize.cpt import engine
 from hybridize.cpt.policy import Policy
 from hybridize.errors import CheckFailed, HybridizeError
 
-EVALUATION_ROWS = 8  # that run at a time
-LEAK = 1e-4  # of the largest logit, by which another document may change one: rounding
+HALF = (torch.bfloat16, torch.float16)
+TIED = ("lm_head.weight", "model.embed_tokens.weight")
+
+State = dict[str, Tensor]
 
 
-def open_model(folder: Path, device: str) -> PreTrainedModel:
+@dataclass(frozen=True)
+class Names:
+    """Which tensors on disk each one in memory is made of.
+
+    Attributes:
+        layout: of each tensor in memory, the pieces of those on disk.
+        tied: the head reads out with the embedding's matrix.
+    """
+
+    folder: Path
+    layout: Mapping[str, OutTensor]
+    tied: bool
+
+    def learning(self, policy: Policy) -> list[str]:
+        """Names in memory of what learns under a policy.
+
+        Raises:
+            HybridizeError: a tensor in memory is made of some that learn and some that do not, or
+                of one that learns there is none in memory.
+        """
+        wanted = {tensor.name for tensor in policy.trained}
+        found, left = [], set(wanted)
+        for name, out in self.layout.items():
+            pieces = {piece.tensor for piece in out.pieces}
+            if not pieces & wanted:
+                continue
+            if not pieces <= wanted:
+                raise HybridizeError(
+                    f"{sorted(pieces & wanted)[0]} cannot learn without "
+                    f"{sorted(pieces - wanted)[0]}: in memory the two are one tensor",
+                    fix="let all of them learn, or none: patterns with * for their numbers",
+                    place=str(self.folder),
+                )
+            found.append(name)
+            left -= pieces
+        if left:
+            raise HybridizeError(
+                f"the model in memory has no parameter '{sorted(left)[0]}' ({len(left)} of the "
+                "policy's are missing there)",
+                fix="leave it out of the policy",
+                place=str(self.folder),
+            )
+        return found
+
+    def roles(self, policy: Policy) -> dict[str, str]:
+        """Role of each tensor that learns, by its name in memory."""
+        roles, learning = policy.roles, self.learning(policy)
+        return {name: roles[self.layout[name].pieces[0].tensor] for name in learning}
+
+    def rounded(self, learnt: Mapping[str, Tensor]) -> State:
+        """What has learnt, in the dtypes that it is stored in."""
+        return {name: value.to(TORCH[self.layout[name].dtype]) for name, value in learnt.items()}
+
+    def on_disk(self, learnt: Mapping[str, Tensor]) -> State:
+        """Tensors as they lie on disk, from those in memory, which are whole and on the CPU."""
+        headers = open_checkpoint(self.folder).tensors
+        found: State = {}
+        for name, value in learnt.items():
+            flat, at = value.reshape(-1), 0
+            for piece in self.layout[name].pieces:
+                header, count = headers[piece.tensor], piece.stop - piece.start
+                target = found.setdefault(piece.tensor, flat.new_empty(header.numel))
+                target[piece.start : piece.stop] = flat[at : at + count]
+                at += count
+        copy, original = TIED
+        if self.tied and copy in headers and original in found:
+            found[copy] = found[original]  # some folders hold the tied matrix twice
+        return {name: value.reshape(headers[name].shape) for name, value in found.items()}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A model folder in memory, of which some tensors learn.
+
+    Attributes:
+        dtype: of the stream: that of most weights.
+    """
+
+    names: Names
+    model: HybridForCausalLM
+    dtype: torch.dtype
+
+    @property
+    def half(self) -> bool:
+        """Whether the model computes in 16 bits."""
+        return self.dtype in HALF
+
+
+def open_model(folder: Path, device: str) -> Tuned:
     """A built model in the dtype that it is stored in, nothing learning."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    model.requires_grad_(False)
-    model.to(device)  # type: ignore[arg-type]
-    return model
+    loaded = load_folder(folder, device)
+    sizes: dict[torch.dtype, int] = {}
+    for parameter in loaded.model.parameters():
+        sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
+    layout = {out.name: out for out in loaded.layout}
+    names = Names(folder, layout, bool(loaded.model.config.tie_word_embeddings))
+    return Tuned(names, loaded.model, max(sizes, key=sizes.__getitem__))
 
 
-def apply(model: PreTrainedModel, policy: Policy) -> dict[str, Tensor]:
-    """Let just those tensors learn that a policy names, as fp32 masters; by name.
+def let_learn(tuned: Tuned, policy: Policy) -> None:
+    """Let just those tensors learn that a policy names, as fp32 masters."""
+    learning = tuned.names.learning(policy)
+    tuned.model.requires_grad_(False)
+    here = dict(tuned.model.named_parameters())
+    for name in learning:
+        # A copy even where it is fp32: what is opened lies in pages of the files.
+        here[name].data = here[name].data.to(torch.float32, copy=True)
+        here[name].requires_grad_(True)
 
-    Raises:
-        HybridizeError: the model in memory has no parameter of such a name.
-    """
+
+def put(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give parameters whole values from elsewhere; each process keeps its part of a sharded one."""
     parameters = dict(model.named_parameters())
-    missing = [t.name for t in policy.trained if t.name not in parameters]
-    if missing:
-        raise HybridizeError(
-            f"the model in memory has no parameter '{missing[0]}' ({len(missing)} of the policy's "
-            "are named otherwise there)",
-            fix="build the model with target: hybrid, whose names are the same on disk and in "
-            "memory",
-            place=str(policy.stack.folder),
-        )
-    model.requires_grad_(False)
-    trained: dict[str, Tensor] = {t.name: parameters[t.name] for t in policy.trained}
-    for parameter in trained.values():
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
-    return trained
+    with torch.no_grad():
+        for name, value in values.items():
+            parameters[name].copy_(like(value, parameters[name]))
 
 
-def frozen_hashes(model: PreTrainedModel) -> dict[str, str]:
-    """BLAKE3 of each parameter and buffer that does not learn."""
-    return {
-        name: _hash(tensor)
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-        if not tensor.requires_grad
-    }
+def like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor, on the device of a parameter and sharded as that is."""
+    if not isinstance(parameter, DTensor):
+        return value.to(parameter.device)
+    # Every process has the whole: nothing is to be sent.
+    return distribute_tensor(
+        value.to(parameter.to_local().device),
+        parameter.device_mesh,
+        parameter.placements,
+        src_data_rank=None,
+    )
 
 
-def check_frozen(model: PreTrainedModel, before: dict[str, str]) -> None:
-    """Nothing that was frozen throughout, as `before` has it, has changed by a bit.
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor whole and on the CPU; where it is sharded, all processes must ask together."""
+    if hasattr(tensor, "ds_id"):  # of DeepSpeed, stage 3
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters([tensor]):
+            return tensor.detach().cpu().clone()
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full.detach().cpu().contiguous()
+
+
+def trained_state(model: nn.Module) -> State:
+    """Tensors that learn, whole, in fp32, by name."""
+    return {n: whole(p) for n, p in model.named_parameters() if p.requires_grad}
+
+
+def frozen_hashes(model: nn.Module) -> dict[str, str]:
+    """BLAKE3 of each parameter that does not learn; all processes together, the main one hashes."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            value = whole(parameter)
+            found[name] = tensor_hash(value) if engine.is_main() else ""
+    return found
+
+
+def check_frozen(model: nn.Module, before: Mapping[str, str]) -> None:
+    """Nothing that is frozen has changed by a bit.
 
     Raises:
         CheckFailed: something has.
     """
     now = frozen_hashes(model)
-    changed = [name for name, value in before.items() if now.get(name) != value]
+    changed = engine.agreed([name for name, value in before.items() if now.get(name) != value])
     if changed:
         raise CheckFailed(f"{len(changed)} frozen tensors have changed, {changed[0]} among them")
 
 
-def _hash(tensor: Tensor) -> str:
+def tensor_hash(tensor: Tensor) -> str:
+    """BLAKE3 of a tensor's bytes."""
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return blake3(data.numpy().tobytes()).hexdigest()
-
-
-@torch.no_grad()
-def loss(model: PreTrainedModel, blocks: Blocks, *, packed: bool) -> float:
-    """Mean loss over all targets of some rows, in nats per token."""
-    total, count = 0.0, 0
-    was_training = model.training
-    model.train(False)
-    for start in range(0, len(blocks), EVALUATION_ROWS):
-        rows = range(start, min(start + EVALUATION_ROWS, len(blocks)))
-        batch = rows_of(blocks, rows, packed=packed)
-        logits = model(**inputs_of(batch, model.device)).logits[:, :-1].float()
-        labels = batch["labels"][:, 1:].to(model.device)
-        losses = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="sum"
-        )
-        total += float(losses.double())
-        count += int((labels != IGNORED).sum())
-    model.train(was_training)
-    return total / count
-
-
-def rows_of(blocks: Blocks, rows: Sequence[int], *, packed: bool) -> dict[str, Tensor]:
-    """A batch of rows, (rows, tokens) each; positions where they tell documents apart."""
-    index = list(rows)
-    arrays = {"input_ids": blocks.tokens, "labels": blocks.labels}
-    arrays |= {"position_ids": blocks.positions} if packed else {}
-    return {name: torch.from_numpy(a[index].astype("int64")) for name, a in arrays.items()}
-
-
-def inputs_of(batch: dict[str, Tensor], device: Any) -> dict[str, Any]:
-    """What a forward gets: no mask, since positions that start anew make one."""
-    found: dict[str, Any] = {
-        name: batch[name].to(device) for name in ("input_ids", "position_ids") if name in batch
-    }
-    return found | {"use_cache": False}
-
-
-@torch.no_grad()
-def isolates(model: PreTrainedModel, length: int) -> bool:
-    """Whether documents in one row do not see each other, found by changing the first of two.
-
-    A recurrent layer runs on from one document into the next; the hybrid's runtime refuses such
-    rows, and a native model would let the one leak into the other.
-    """
-    half = max(2, min(length, 64) // 2)
-    vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, vocabulary, (2, 2 * half), generator=generator)
-    tokens[1, half:] = tokens[0, half:]
-    positions = torch.arange(half).repeat(2)[None].expand(2, -1)
-    model.train(False)
-    try:
-        batch = {"input_ids": tokens, "position_ids": positions}
-        logits = model(**inputs_of(batch, model.device)).logits[:, half:].float()
-    except (ValueError, TypeError):  # the runtime refuses such rows; some classes take no positions
-        return False
-    return float((logits[0] - logits[1]).abs().max()) <= LEAK * float(logits.abs().max())
-
-
-def trained_state(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Tensors that learn, in fp32."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            yield name, parameter.detach()
-
-
-@torch.no_grad()
-def round_as_stored(learnt: Mapping[str, Tensor], policy: Policy) -> None:
-    """Give what has learnt the values that it will have on disk."""
-    for tensor in policy.trained:
-        value = learnt[tensor.name]
-        value.copy_(value.to(TORCH[tensor.dtype]))
+    return blake3(data.numpy().data).hexdigest()

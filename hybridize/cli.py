@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,13 +39,37 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
         except HybridizeError as error:
             if verbose:
                 raise
+            _let_the_first_process_speak()
             _report(error, as_json=as_json)
-            sys.exit(error.exit_status)
+            _end(error.exit_status)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(130)
 
     return run
+
+
+def _end(status: int) -> None:
+    """Exit; one of several processes goes at once.
+
+    After the collectives of a sharded model torch's own threads may abort a process while its
+    interpreter is taken down, when all is done: seen in 3 of 60 trainings on processors.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        sys.exit(status)
+    atexit._run_exitfuncs()  # loggers finish here
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _let_the_first_process_speak() -> None:
+    """Of several processes that fail alike the first one says so, and its launcher ends the others.
+
+    One that fails alone is still there after a while, and speaks for itself.
+    """
+    if int(os.environ.get("RANK", "0")) > 0:
+        time.sleep(15)
 
 
 def _report(error: HybridizeError, *, as_json: bool) -> None:
@@ -224,25 +250,82 @@ def recommend(recipe: Path, *, as_json: bool, offline: bool, **options: Any) -> 
 
 
 @main.command(short_help="Go on training a built model, with only what should learn")
-@click.argument("recipe", type=PATH)
+@click.argument("recipe", metavar="RECIPE|DIR", type=PATH)
 @click.option("--built", type=PATH, help="The model to train.  [default: out/NAME]")
 @click.option("--out", type=PATH, help="Folder to create.  [default: that of the model, and -cpt]")
+@click.option("--text", multiple=True, help="File to learn from.  [default: the recipe's]")
+@click.option("--old", multiple=True, help="File of text to keep.  [default: the recipe's]")
+@click.option("--tokens", type=click.IntRange(1), help="Of the whole training.")
 @click.option("--forecast", is_flag=True, help="Show what would learn and what it costs, and stop.")
+@click.option("--list", "listed", is_flag=True, help="With --forecast: every tensor that learns.")
 @click.option("--resume", is_flag=True, help="Go on with a training that was broken off.")
 @click.option("--force", is_flag=True, help="Begin a training anew that was broken off.")
+@click.option("--processes", type=click.IntRange(1, 1024), default=1, help="On this machine.")
+@click.option(
+    "--engine",
+    type=click.Choice(["ddp", "fsdp", "deepspeed"]),
+    help="That joins the processes.  [default: ddp, or what accelerate's configuration says]",
+)
+@click.option("--accelerate", type=PATH, help="A configuration of accelerate, to start with.")
+@click.option(
+    "--log-to",
+    type=click.Choice(["tensorboard", "trackio", "wandb"]),
+    multiple=True,
+    help="Beside metrics.jsonl.",
+)
 @DEVICE
 @common
-def cpt(recipe: Path, *, forecast: bool, as_json: bool, offline: bool, **options: Any) -> None:
-    """Go on training the model that was built of RECIPE, as its section `cpt` says."""
+def cpt(
+    recipe: Path,
+    *,
+    forecast: bool,
+    listed: bool,
+    processes: int,
+    accelerate: Path | None,
+    as_json: bool,
+    offline: bool,
+    **options: Any,
+) -> None:
+    """Go on training a built model as the section `cpt` of its recipe says.
+
+    RECIPE's model lies in out/NAME, or under --built; DIR is a model that hybridize built, which
+    has its recipe in it. Also started by torchrun or accelerate launch: torchrun ... -m hybridize
+    cpt RECIPE.
+    """
     from hybridize.console import show, show_json
     from hybridize.cpt import command
 
     if forecast:
-        found = command.forecast(recipe, built=options["built"])
-        show_json(found.as_dict()) if as_json else show(found.table())
+        asked = {key: options[key] for key in ("built", "text", "old", "tokens", "engine")}
+        found = command.forecast(recipe, processes=processes, **asked)
+        show_json(found.as_dict()) if as_json else show(found.table(listed=listed))
         return
+    if processes > 1 or accelerate is not None:
+        from hybridize.cpt.launch import launch
+
+        given = click.get_current_context().params
+        sys.exit(launch(_again(given), processes=processes, config=accelerate))
     trained = command.run(recipe, offline=offline, **options)
-    show_json(command.as_dict(trained)) if as_json else show(command.trained_table(trained))
+    if trained is not None:
+        show_json(command.as_dict(trained)) if as_json else show(command.trained_table(trained))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _end(0)
+
+
+def _again(given: dict[str, Any]) -> list[str]:
+    """The command line of `cpt` for one of several processes."""
+    names = {"as_json": "json"}
+    found = ["cpt", str(given["recipe"])]
+    for key, value in given.items():
+        if key in ("recipe", "processes", "accelerate", "forecast", "listed"):
+            continue
+        flag = f"--{names.get(key, key).replace('_', '-')}"
+        if value is True:
+            found.append(flag)
+        elif value not in (None, False, ()):
+            values = value if isinstance(value, tuple) else (value,)
+            found += [part for one in values for part in (flag, str(one))]
+    return found
 
 
 @main.command(short_help="Train small donors and build hybrids of them, offline")

@@ -68,8 +68,8 @@ def byte_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def token_progress(label: str, unit: str = "tokens") -> Iterator[Callable[[int, int], None]]:
-    """Progress in tokens, told as those done and all of them; shown as `byte_progress` does.
+def token_progress(label: str, unit: str = "tokens") -> Iterator[Callable[..., None]]:
+    """Progress in tokens, told as those done, all of them, and a note; as `byte_progress` shows it.
 
     Args:
         unit: what is counted, if not tokens but tokens times layers, say.
@@ -77,9 +77,12 @@ def token_progress(label: str, unit: str = "tokens") -> Iterator[Callable[[int, 
     if sys.stderr.isatty():
         from rich import progress
 
-        with _bar(progress.TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + unit)) as bar:
-            task = bar.add_task(label, total=1)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+        amount = "{task.completed:,.0f} of {task.total:,.0f} " + unit + "  {task.fields[note]}"
+        with _bar(progress.TextColumn(amount)) as bar:
+            task = bar.add_task(label, total=1, note="")
+            yield lambda done, total, note="": bar.update(
+                task, completed=done, total=total, note=note
+            )
     else:
         yield _Lines(label, lambda tokens: f"{tokens:,.0f}", f" {unit}").tell
 
@@ -99,11 +102,11 @@ class _Lines:
         self.label, self.text, self.unit = label, text, unit
         self.start = self.last = time.monotonic()
 
-    def tell(self, done: int, total: int) -> None:
+    def tell(self, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
         if now - self.last < self.EVERY or not 0 < done < total:
             return
         self.last = now
         left = (total - done) * (now - self.start) / done
         amount = f"{self.text(done)} of {self.text(total)}{self.unit}"
-        say(f"{self.label}: {amount}, {left:.0f} s left")
+        say(f"{self.label}: {amount}{f', {note}' if note else ''}, {left:.0f} s left")

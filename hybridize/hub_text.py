@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from hybridize.errors import HybridizeError, did_you_mean
 from hybridize.recipe_sections import TextSpec
 from hybridize.text import known_fields
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def read_dataset(name: str, spec: TextSpec, *, place: str, offline: bool) -> Iterator[str]:
@@ -38,7 +41,24 @@ def read_dataset(name: str, spec: TextSpec, *, place: str, offline: bool) -> Ite
                 yield document
 
 
-def _open(name: str, spec: TextSpec, place: str) -> Any:
+def dataset_identity(name: str, spec: TextSpec, *, place: str, offline: bool) -> str:
+    """The commit of a data set of the hub, which it takes a network to know of a branch or tag.
+
+    Args:
+        place: in the recipe, for errors.
+        offline: never ask the network; then a data set must lie whole in the cache, unless the
+            recipe names a commit.
+
+    Raises:
+        HybridizeError: it is not within reach, or has no such subset.
+    """
+    if spec.revision is not None and COMMIT.fullmatch(spec.revision):
+        return spec.revision
+    with _offline(offline), _clear_errors(name, place):
+        return str(_builder(name, spec, place).hash)
+
+
+def _builder(name: str, spec: TextSpec, place: str) -> Any:
     from datasets import load_dataset_builder
 
     builder = load_dataset_builder(name, spec.subset, revision=spec.revision)
@@ -48,7 +68,11 @@ def _open(name: str, spec: TextSpec, place: str) -> Any:
         found = f"of data set '{name}' only revision {builder.hash} is on this machine"
         fix = "go where there is a network, or write that revision"
         raise HybridizeError(found, fix=fix, place=place)
-    splits = builder.as_streaming_dataset()
+    return builder
+
+
+def _open(name: str, spec: TextSpec, place: str) -> Any:
+    splits = _builder(name, spec, place).as_streaming_dataset()
     if spec.split not in splits:
         fix = did_you_mean(spec.split, [str(split) for split in splits])
         raise HybridizeError(f"data set '{name}' has no split '{spec.split}'", fix=fix, place=place)

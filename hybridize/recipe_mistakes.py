@@ -20,6 +20,7 @@ from hybridize.recipe_sections import (
     CptSpec,
     DiagnosticsSpec,
     DonorSpec,
+    GuardsSpec,
     ModuleSpec,
     PerturbationSpec,
     PlacementSpec,
@@ -112,6 +113,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "weights": ScoreWeights,
     "cpt": CptSpec,
     "stages": StageSpec,
+    "guards": GuardsSpec,
     "new": TextSpec,
     "old": TextSpec,
 }

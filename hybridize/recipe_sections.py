@@ -237,9 +237,30 @@ class TrainingText(Section):
     )
 
 
+AUTO = "auto"
+
+
+def _train_shorthand(value: Any) -> Any:
+    return [value] if value == AUTO else value
+
+
+def _allow_auto(schema: dict[str, Any]) -> None:
+    mapping = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [{"type": "string", "const": AUTO}, mapping]
+
+
 Train = Annotated[
     list[str | dict[str, Any]],
-    Field(min_length=1, description="what learns: bridges, {shallow: 0.25}, ...; they add up"),
+    BeforeValidator(_train_shorthand),
+    Field(
+        min_length=1,
+        description=(
+            "what learns: bridges, {shallow: 0.25}, ...; they add up. auto: bridges, and the slots "
+            "that the prior names after a diagnosis"
+        ),
+        json_schema_extra=_allow_auto,
+    ),
 ]
 
 
@@ -250,6 +271,24 @@ class StageSpec(Section):
     share: float = Field(gt=0, le=1, allow_inf_nan=False, description="of the training's tokens")
 
 
+class GuardsSpec(Section):
+    """What a training is stopped for, or warned of."""
+
+    rise: float | None = Field(
+        0.1,
+        gt=0,
+        allow_inf_nan=False,
+        description="nats per token by which the loss on old text may rise",
+    )
+    then: Literal["warn", "stop"] = Field("warn", description="when it has risen by more")
+    spike: float | None = Field(
+        3.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="nats per token by which a step's loss may exceed the median of those before",
+    )
+
+
 class CptSpec(Section):
     """Continued pre-training of the built model, with only what should learn unfrozen."""
 
@@ -258,17 +297,41 @@ class CptSpec(Section):
     data: TrainingText | None = None
     tokens: int = Field(1_000_000, ge=1, description="of the whole training")
     length: int = Field(512, ge=2, description="tokens of a row")
-    batch: int = Field(8, ge=1, description="rows of a step")
+    batch: int = Field(8, ge=1, description="rows of a step, on all processes together")
+    at_once: int | None = Field(
+        None, ge=1, description="rows that a process runs at a time; default: all of its rows"
+    )
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
     rates: dict[
         Literal["embeddings", "slot", "bridge", "norm", "head", "other"],
         Annotated[float, Field(gt=0, allow_inf_nan=False)],
     ] = Field({}, description="learning rates of roles that have one of their own")
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    schedule: Literal["cosine", "wsd", "constant"] = Field(
+        "cosine",
+        description="after the warm-up: cosine to a tenth; wsd: constant, and the last tenth falls",
+    )
     warmup: float = Field(0.02, ge=0, lt=1, description="share of a stage's steps")
     weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
     clip: float = Field(1.0, gt=0, allow_inf_nan=False, description="norm of the gradient, at most")
+    average: int = Field(
+        1, ge=1, description="checkpoints, the last of each stage, whose mean is its result"
+    )
+    checkpointing: bool = Field(
+        False, description="keep less for the backward pass, and compute it again"
+    )
+    cache_prefix: Literal["auto"] | bool = Field(
+        "auto",
+        description=(
+            "keep on disk what arrives at the first part that learns; auto: where bridges alone "
+            "learn and text comes again"
+        ),
+    )
+    compile: bool = Field(False, description="slots by torch.compile")
+    evaluate_every: int | None = Field(
+        None, ge=1, description="steps; default: a tenth of all, and at least 100"
+    )
     save_every: int = Field(100, ge=1, description="steps between checkpoints")
+    guards: GuardsSpec = GuardsSpec()
     seed: int = Field(0, ge=0, le=2**31)
 
 

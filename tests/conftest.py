@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What hybridize remembers of this machine's files and text neither helps a test nor grows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYBRIDIZE_CACHE", str(tmp_path_factory.mktemp("hybridize")))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,24 +1,31 @@
-"""The text of a training: read, held out, tokenized and packed once (torch side)."""
+"""The text of a training: read, tokenized and packed once, then found by its hash (torch side)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
+from hybridize.assembler.fingerprints import cache_folder, file_hash
 from hybridize.assembler.windows import Reader
-from hybridize.cpt.blocks import Blocks, Document, digest, load, pack, save
+from hybridize.cpt.data.blocks import Blocks
+from hybridize.cpt.data.dividing import EACH, MOST_HELD_OUT, Division
+from hybridize.cpt.data.packing import FORMAT, HELD_OUT, TRAIN, Packed, find, publish, staging
+from hybridize.cpt.data.tokens import Tokens
 from hybridize.errors import Finding, HybridizeError
 from hybridize.recipe import RecipeFile
 from hybridize.recipe_sections import TextSpec
-from hybridize.text import find_text, read_text
+from hybridize.text import TextFile, TextSource, find_text, read_text
 
-EACH = 20  # one document in so many is held out
-MOST_HELD_OUT = 65_536  # tokens of a source that the losses before and after are measured on
 NEW, OLD = "new", "old"
+
+Where = tuple[str | int, ...]
+Progress = Callable[[int, int], None]  # called with the tokens that are packed, and all wanted
 
 
 @dataclass(frozen=True)
@@ -53,24 +60,38 @@ def check_text(recipe: RecipeFile) -> None:
 
 
 def gather_sources(
-    recipe: RecipeFile, reader: Reader, cache: Path, *, packed: bool, tokens: int, offline: bool
+    recipe: RecipeFile,
+    reader: Reader,
+    *,
+    packed: bool,
+    tokens: int,
+    offline: bool,
+    progress: Progress = lambda done, total: None,
 ) -> list[Source]:
-    """Read all text that the training asks for, as rows.
+    """All text that the training asks for, as rows, which are packed once and then kept.
 
     Args:
-        cache: folder for rows that were packed before.
         packed: whether a row may hold more than one document.
         tokens: of the whole training; what is beyond a source's share of them is not read.
 
     Raises:
         HybridizeError: text cannot be read, or a source has too little; of all of them.
     """
+    specs = _specs(recipe)
+    shares = _shares(recipe)
+    wanted = [round(tokens * share) for share in shares]
+    packing = _Packing(recipe, Tokens(reader), packed=packed, offline=offline)
     findings: list[Finding] = []
     found = []
-    for (where, spec), share in zip(_specs(recipe), _shares(recipe), strict=True):
+    for i, (where, spec) in enumerate(specs):
+
+        def tell(some: int, most: int = wanted[i], done: int = sum(wanted[:i])) -> None:
+            progress(done + min(some, most), sum(wanted))
+
         try:
-            work = _Source(recipe, where, spec, share, reader)
-            found.append(work.blocks(cache, packed=packed, tokens=tokens, offline=offline))
+            rows = packing.rows(where, spec, wanted[i], tell)
+            found.append(_source(spec, str(where[2]), shares[i], rows))
+            tell(wanted[i])
         except HybridizeError as error:
             findings += error.findings
     if findings:
@@ -78,7 +99,7 @@ def gather_sources(
     return found
 
 
-def _specs(recipe: RecipeFile) -> list[tuple[tuple[str | int, ...], TextSpec]]:
+def _specs(recipe: RecipeFile) -> list[tuple[Where, TextSpec]]:
     text = recipe.recipe.cpt.data if recipe.recipe.cpt else None
     if text is None:
         raise HybridizeError(
@@ -102,113 +123,128 @@ def _shares(recipe: RecipeFile) -> list[float]:
     return found
 
 
-class _Source:
-    """One source on its way from documents to rows."""
+def _source(spec: TextSpec, kind: str, share: float, rows: Packed) -> Source:
+    given = spec.model_dump(exclude={"name", "weight"}, exclude_unset=True)
+    train, held_out = (
+        {"rows": noted["rows"], "tokens": noted["tokens"], "rows_blake3": noted["blake3"]}
+        for noted in (rows.note[TRAIN], rows.note[HELD_OUT])
+    )
+    noted = {
+        "name": spec.name,
+        "kind": kind,
+        "share": share,
+        "source": {key: value for key, value in given.items() if value is not None},
+        "documents": rows.note["documents"],
+        "blake3": rows.note["blake3"],
+        **train,
+        "held_out": held_out,
+    }
+    return Source(spec.name, kind, share, rows.train, rows.held_out, noted)
 
-    def __init__(
-        self,
-        recipe: RecipeFile,
-        where: tuple[str | int, ...],
-        spec: TextSpec,
-        share: float,
-        reader: Reader,
-    ) -> None:
-        self.recipe, self.where, self.spec = recipe, where, spec
-        self.share, self.reader = share, reader
-        self.kind = str(where[2])
 
-    def blocks(self, cache: Path, *, packed: bool, tokens: int, offline: bool) -> Source:
-        assert self.recipe.recipe.cpt is not None
-        length = self.recipe.recipe.cpt.length
-        train, held_out, noted = self._split(round(tokens * self.share), offline=offline)
-        key = blake3(
-            f"{noted['blake3']} {length} {packed} {self._tokenizer()}".encode()
-        ).hexdigest()
-        rows = []
-        for part, texts, most in (("train", train, None), ("held-out", held_out, MOST_HELD_OUT)):
-            folder = cache / f"{self.kind}-{self.where[3]}-{part}-{key[:16]}"
-            found = load(folder, key)
-            if found is None:
-                documents = self._documents(texts, most)
-                save(pack(documents, length, packed=packed), folder, key)
-                found = load(folder, key)
-            assert found is not None
-            rows.append(found)
-        if not (len(rows[0]) and rows[1].num_targets):
-            raise HybridizeError(
-                f"the text of '{self.spec.name}' is too short: it makes {len(rows[0])} rows of "
-                f"{length} tokens to train on, and {len(rows[1])} held out",
-                fix="name more text",
-                place=self.recipe.place(*self.where),
-            )
-        noted |= {
-            "rows": len(rows[0]),
-            "tokens": rows[0].num_targets,
-            "rows_blake3": digest(rows[0]),
-        }
-        return Source(self.spec.name, self.kind, self.share, rows[0], rows[1], noted)
+class _Packing:
+    """Finds or makes the rows of sources, all in the same way."""
 
-    def _split(self, tokens: int, *, offline: bool) -> tuple[list[str], list[str], dict[str, Any]]:
-        """Documents to train on, as many as there are tokens for, and those held out.
+    def __init__(self, recipe: RecipeFile, tokens: Tokens, *, packed: bool, offline: bool) -> None:
+        assert recipe.recipe.cpt is not None
+        self.recipe, self.tokens, self.length = recipe, tokens, recipe.recipe.cpt.length
+        self.packed, self.offline = packed, offline
 
-        One document in twenty is held out; of fewer, the last twentieth of each.
-        """
+    def rows(
+        self, where: Where, spec: TextSpec, wanted: int, tell: Callable[[int], None]
+    ) -> Packed:
+        """Rows of a source; no text is read if they are in the cache."""
         findings: list[Finding] = []
-        source = find_text(self.recipe, self.where, self.spec, findings)
+        source = find_text(self.recipe, where, spec, findings)
         if findings:
             raise HybridizeError.of(findings)
-        texts = list(self._enough(read_text(source, offline=offline), tokens))
-        if len(texts) >= EACH:
-            train = [text for i, text in enumerate(texts) if i % EACH != EACH - 1]
-            held_out = texts[EACH - 1 :: EACH]
-        else:
-            cuts = [len(text) - len(text) // EACH for text in texts]
-            train = [text[:cut] for text, cut in zip(texts, cuts, strict=True)]
-            held_out = [text[cut:] for text, cut in zip(texts, cuts, strict=True)]
-        given = self.spec.model_dump(exclude={"name", "weight"}, exclude_unset=True)
-        hashed = blake3()
-        for text in texts:
-            hashed.update(text.encode() + b"\0")
-        noted = {
-            "name": self.spec.name,
-            "kind": self.kind,
-            "share": self.share,
-            "source": {key: value for key, value in given.items() if value is not None},
-            "documents": len(texts),
-            "blake3": hashed.hexdigest(),
-        }
-        return train, held_out, noted
-
-    def _enough(self, texts: Iterable[str], tokens: int) -> Iterator[str]:
-        """Documents until there are as many tokens as the training wants, held-out ones beside."""
-        left = tokens * EACH // (EACH - 1)
-        for text in texts:
-            yield text
-            left -= len(self.reader.tokens(text)[0])
-            if left <= 0:
-                return
-
-    def _documents(self, texts: Iterable[str], most: int | None) -> Iterator[Document]:
-        """Each between the token that documents begin with and the one that ends them.
-
-        Args:
-            most: tokens after which no further document comes.
-        """
-        done = 0
-        begin = [] if self.reader.begin is None else [self.reader.begin]
-        last = self.reader.tokenizer.eos_token_id
-        for text in texts:
-            ids, _ = self.reader.tokens(text)
-            if ids and max(ids) >= self.reader.rows:
+        identity = _identity(source, offline=self.offline)
+        folder = cache_folder() / "text" / self._key(identity, wanted)
+        if (found := find(folder)) is not None:
+            return found
+        with _clear_errors(folder), staging(folder) as staged:
+            note = self._pack(source, staged, wanted, tell)
+            self._check_size(source, note)
+            if _is_local(source) and _identity(source, offline=True) != identity:
                 raise HybridizeError(
-                    f"the tokenizer gives token {max(ids)}, the embedding has "
-                    f"{self.reader.rows} rows",
-                    fix="put the model's own tokenizer files into its folder",
+                    f"the text of '{spec.name}' was changed while it was read",
+                    fix="train when it is complete",
+                    place=source.place,
                 )
-            yield Document([*begin, *ids, *([] if last is None else [last])])
-            done += len(ids)
-            if most is not None and done >= most:
-                return
+            return publish(staged, folder, note)
 
-    def _tokenizer(self) -> str:
-        return blake3(self.reader.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    def _key(self, identity: Any, wanted: int) -> str:
+        """Of all that decides the rows."""
+        rows = [self.length, self.packed, wanted, EACH, MOST_HELD_OUT, FORMAT]
+        return blake3(json.dumps([identity, self.tokens.blake3, rows]).encode()).hexdigest()
+
+    def _pack(
+        self, source: TextSource, folder: Path, wanted: int, tell: Callable[[int], None]
+    ) -> dict[str, Any]:
+        texts: Any = read_text(source, offline=self.offline)
+        division = Division(
+            folder, self.tokens, length=self.length, packed=self.packed, wanted=wanted, tell=tell
+        )
+        with closing(texts):  # at once: a data set of the hub is read with settings of its own
+            return division.run(texts)
+
+    def _check_size(self, source: TextSource, note: dict[str, Any]) -> None:
+        train, held_out = note[TRAIN], note[HELD_OUT]
+        if not (train["rows"] and held_out["rows"]):
+            raise HybridizeError(
+                f"the text of '{source.spec.name}' is too short: it makes {train['rows']} rows of "
+                f"{self.length} tokens to train on, and {held_out['rows']} held out",
+                fix="name more text",
+                place=source.place,
+            )
+
+
+def _identity(source: TextSource, *, offline: bool) -> list[Any]:
+    """What tells a text, and how it is read, from any other: JSON."""
+    spec = source.spec
+    if source.dataset is None:
+        return [spec.field, *([_hash(file), *_reading(file.path)] for file in source.files)]
+    asked = [spec.subset, spec.split, spec.field]
+    if _is_local(source):
+        return [asked, *_contents(source)]
+    from hybridize.hub_text import dataset_identity
+
+    commit = dataset_identity(source.dataset, spec, place=source.place, offline=offline)
+    return [asked, source.dataset, commit]
+
+
+def _is_local(source: TextSource) -> bool:
+    return source.dataset is None or Path(source.dataset).is_dir()
+
+
+def _reading(path: Path) -> tuple[bool, str]:
+    """Whether a file is gzipped, and the ending that says what it holds."""
+    is_packed = path.suffix == ".gz"
+    return is_packed, Path(path.stem if is_packed else path.name).suffix.lower()
+
+
+def _contents(source: TextSource) -> list[list[str]]:
+    """Names and hashes of all files of a data set in a folder, but for hidden ones."""
+    folder = Path(source.dataset or "")
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    seen = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    return [[str(name), _hash(TextFile(folder / name, source.place))] for name in seen]
+
+
+def _hash(file: TextFile) -> str:
+    try:
+        return file_hash(file.path)
+    except OSError as error:
+        raise file.error(f"cannot be read: {error.strerror or error}") from None
+
+
+@contextmanager
+def _clear_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HybridizeError(
+            f"the cache of packed text: {error.strerror or error}",
+            fix="set HYBRIDIZE_CACHE to a folder that can be written and has room",
+            place=str(error.filename or folder.parent),
+        ) from None

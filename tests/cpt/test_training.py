@@ -16,13 +16,15 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hybridize.assembler.verify import verify
 from hybridize.checkpoint import open_checkpoint
 from hybridize.cli import main
 from hybridize.cpt.command import run
-from hybridize.cpt.tuning import isolates
+from hybridize.cpt.isolation import isolates
+from hybridize.cpt.tuning import open_model
 from tests.assembler.readers import code, prose, save_reader
 from tests.assembler.stacks import UNFITTED, build_in, write_recipe
 from tests.tiny import FAMILIES
@@ -203,13 +205,11 @@ def test_a_broken_checkpoint_is_passed_over(trained: Path) -> None:
 def test_moments_exist_for_what_learns_alone(trained: Path) -> None:
     folder = broken_off(trained, "moments")
     checkpoint = next(folder.glob("checkpoint-*"))
-    state = torch.load(checkpoint / "optimizer.pt")
-    learns = [
-        n
-        for n in tensors(trained.parent / "out")
-        if n.startswith(("model.bridges.", "model.layers.0."))
-    ]
-    assert len(state["state"]) == len(learns)
+    state = load_file(checkpoint / "optimizer.safetensors")
+    headers = open_checkpoint(trained.parent / "out").tensors
+    learns = [n for n in headers if n.startswith(("model.bridges.", "model.layers.0."))]
+    assert {key.rpartition("/")[0] for key in state} == set(learns)
+    assert all(state[f"{name}/exp_avg"].shape == headers[name].shape for name in learns)
     shutil.rmtree(folder.parent)
 
 
@@ -222,7 +222,8 @@ def test_another_training_is_not_gone_on_with(trained: Path) -> None:
     assert "a training was broken off here" in again.stderr
     resumed = train(changed, "other", "--resume")
     assert resumed.exit_code == 1
-    assert "this checkpoint is of another training" in resumed.stderr
+    assert "another freeze plan in stage 0" in resumed.stderr
+    assert "only this run trains:\n    slot 1: 9 tensors" in resumed.stderr
     assert not (trained.parent / "other").exists()
     forced = train(changed, "other", "--force")
     assert forced.exit_code == 0, forced.output[-2000:]
@@ -245,7 +246,7 @@ def test_a_finished_stage_is_not_taken_for_another_training(trained: Path) -> No
     changed.write_text(trained.read_text().replace("replay: 0.25", "replay: 0.5"))
     refused = train(changed, "finished", "--resume")
     assert refused.exit_code == 1
-    assert "this checkpoint is of another training" in refused.stderr
+    assert "other text: the share of 'code' was another one" in refused.stderr
     done = train(trained, "finished", "--resume")
     assert done.exit_code == 0, done.output[-2000:]
     assert tensors(trained.parent / "finished") == tensors(trained.parent / "trained")
@@ -334,8 +335,7 @@ def test_packed_documents_are_told_apart_or_not_packed(
     }
     build_in(tmp_path, recipe)
     for folder in ("only", "out"):
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / folder)
-        assert isolates(model, 32) is apart
+        assert isolates(open_model(tmp_path / folder, "cpu"), 32) is apart
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,9 @@ def test_a_loss_that_is_no_number_stops_with_a_message(tmp_path: Path) -> None:
     recipe = prepare(tmp_path, learning_rate=1e30, clip=1e30, warmup=0.0, schedule="constant")
     done = train(recipe)
     assert done.exit_code == 1
-    assert "the loss is nan at step" in done.stderr
+    assert "the loss is nan in step 2" in done.stderr
+    assert "checkpoint-1 holds what was learnt before" in done.stderr
+    assert (tmp_path / "trained.work" / "stage-0" / "checkpoint-1" / "checkpoint.json").is_file()
     assert "Traceback" not in done.output
     assert not (tmp_path / "trained").exists()
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridize.cpt.blocks import IGNORED, Blocks, Document, digest, load, mixture, pack, save
+from hybridize.cpt.data import blocks as module
+from hybridize.cpt.data.blocks import IGNORED, Blocks, Document, Packer, digest, mixture, pack
 
 DOCUMENTS = st.lists(st.integers(0, 40), max_size=12)
 
@@ -72,32 +73,109 @@ def test_packing_fills_rows() -> None:
     assert blocks.labels.tolist()[3] == [IGNORED, 16, *[IGNORED] * 4]
 
 
-def test_saved_rows_are_found_by_their_key_alone(tmp_path: Path) -> None:
-    blocks = pack(numbered([5, 3, 9]), 6, packed=True)
-    save(blocks, tmp_path / "rows", "key")
-    found = load(tmp_path / "rows", "key")
-    assert found is not None
-    assert isinstance(found.tokens, np.memmap)
-    assert digest(found) == digest(blocks)
-    assert load(tmp_path / "rows", "another") is None
-    assert load(tmp_path / "nothing", "key") is None
+def rows_in_lists(
+    documents: Sequence[Document], length: int, *, packed: bool
+) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    """Tokens, labels and positions of each row, by a way of its own: piece by piece, in lists."""
+    rows: list[list[Sequence[int]]] = []
+    for document in documents:
+        left = list(document.tokens)
+        while len(left) > 1:
+            room = length - sum(map(len, rows[-1])) if rows else 0
+            if room < 2 or not packed:
+                rows.append([])
+                room = length
+            rows[-1].append(left[:room])
+            left = left[room - 1 :] if len(left) > room else []
+    for pieces in rows:
+        tokens = [token for piece in pieces for token in piece]
+        labels = [label for piece in pieces for label in (IGNORED, *piece[1:])]
+        positions = [position for piece in pieces for position in range(len(piece))]
+        padding = length - len(tokens)
+        first = 0 if packed else len(tokens)
+        yield (
+            tokens + tokens[-1:] * padding,
+            labels + [IGNORED] * padding,
+            positions + list(range(first, first + padding)),
+        )
+
+
+@given(DOCUMENTS, st.integers(2, 17), st.booleans(), st.integers(1, 4))
+def test_rows_are_the_same_whatever_the_chunks(
+    sizes: list[int], length: int, packed: bool, num_rows: int
+) -> None:
+    """Text that does not fit into memory is packed a few rows at a time."""
+    documents = numbered(sizes)
+    chunks: list[Blocks] = []
+    packer = Packer(length, packed=packed, full=chunks.append, num_rows=num_rows)
+    for document in documents:
+        packer.add(document)
+    packer.finish()
+    assert all(len(chunk) <= num_rows for chunk in chunks)
+    rows = [
+        (tokens.tolist(), labels.tolist(), positions.tolist())
+        for chunk in chunks
+        for tokens, labels, positions in zip(
+            chunk.tokens, chunk.labels, chunk.positions, strict=True
+        )
+    ]
+    assert rows == list(rows_in_lists(documents, length, packed=packed))
+    whole = pack(documents, length, packed=packed)
+    assert whole.tokens.tolist() == [tokens for tokens, _, _ in rows]
 
 
 @pytest.mark.parametrize("shares", [[1.0], [0.9, 0.1], [0.5, 0.3, 0.2]])
 def test_a_mixture_keeps_its_shares_at_every_moment(shares: list[float]) -> None:
     sizes = [7, 5, 3][: len(shares)]
-    found = mixture(sizes, shares, 200, seed=1)
+    found = mixture(sizes, shares, 200, seed=1).tolist()
     for stop in (1, 10, 57, 200):
         counts = Counter(source for source, _ in found[:stop])
         for source, share in enumerate(shares):
             assert abs(counts[source] - share * stop) <= 1
-    assert found == mixture(sizes, shares, 200, seed=1)
-    assert found != mixture(sizes, shares, 200, seed=2)
-    assert found[:50] == mixture(sizes, shares, 50, seed=1)
+    assert found == mixture(sizes, shares, 200, seed=1).tolist()
+    assert found != mixture(sizes, shares, 200, seed=2).tolist()
+    assert found[:50] == mixture(sizes, shares, 50, seed=1).tolist()
+
+
+def mixture_in_a_loop(
+    sizes: Sequence[int], shares: Sequence[float], num_rows: int, *, seed: int
+) -> list[list[int]]:
+    """A mixture as one would say it: row by row."""
+    random = np.random.default_rng(seed)
+    orders: list[list[int]] = [[] for _ in sizes]
+    taken = [0] * len(sizes)
+    found = []
+    for i in range(num_rows):
+        behind = [share * (i + 1) - n for share, n in zip(shares, taken, strict=True)]
+        source = max(range(len(sizes)), key=behind.__getitem__)
+        if not orders[source]:
+            orders[source] = random.permutation(sizes[source]).tolist()
+        found.append([source, orders[source].pop()])
+        taken[source] += 1
+    return found
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.floats(0, 1)), min_size=1, max_size=4),
+    st.integers(0, 60),
+    st.integers(0, 3),
+)
+def test_a_mixture_is_what_a_plain_loop_makes(
+    sources: list[tuple[int, float]], num_rows: int, seed: int
+) -> None:
+    """A training of an older version goes on with the rows that it would have had."""
+    sizes = [size for size, _ in sources]
+    total = sum(weight for _, weight in sources)
+    shares = [weight / total if total else 1 / len(sources) for _, weight in sources]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "TURNS", 7)
+        found = mixture(sizes, shares, num_rows, seed=seed)
+    assert found.shape == (num_rows, 2)
+    assert found.tolist() == mixture_in_a_loop(sizes, shares, num_rows, seed=seed)
 
 
 def test_every_row_comes_before_one_comes_twice() -> None:
-    found = [row for _, row in mixture([10], [1.0], 30, seed=0)]
+    found = mixture([10], [1.0], 30, seed=0)[:, 1].tolist()
     for start in (0, 10, 20):
         assert sorted(found[start : start + 10]) == list(range(10))
 
@@ -107,3 +185,12 @@ def test_digests_differ_by_any_label() -> None:
     labels = blocks.labels.copy()
     labels[0, 1] = IGNORED
     assert digest(blocks) != digest(Blocks(blocks.tokens, labels, blocks.positions))
+
+
+def test_big_arrays_are_counted_and_hashed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a long training lie in files that are larger than memory."""
+    blocks = pack(numbered([5, 30, 9]), 6, packed=True)
+    whole = digest(blocks), blocks.targets.tolist()
+    monkeypatch.setattr(module, "CHUNK", 13)
+    assert (digest(blocks), blocks.targets.tolist()) == whole
+    assert blocks.num_targets == 4 + 29 + 8

@@ -1,0 +1,204 @@
+"""From a batch of rows to the loss of each, with no more in memory than must be (torch side).
+
+The model's own layers run; what is different is what is kept. Nothing is kept below the lowest part
+that learns, and the vocabulary is gone through in chunks, whose gradients are made at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from hybridize.assembler.runtime import HybridForCausalLM
+from hybridize.assembler.streams import Stream
+from hybridize.cpt.data.blocks import IGNORED
+from hybridize.cpt.memory import head_positions
+from hybridize.cpt.tuning import Tuned
+
+Read = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+
+
+class Forward:
+    """Takes the place of a hybrid's own forward while it is trained.
+
+    Args:
+        start: slot at which `prefix` arrives, where one is given.
+    """
+
+    def __init__(self, tuned: Tuned, *, start: int = 0) -> None:
+        self.model, self.dtype, self.start = tuned.model, tuned.dtype, start
+        self.device = tuned.model.device.type
+        self.half = tuned.half
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor | None = None,
+        prefix: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Loss of all that is to be predicted.
+
+        Args:
+            input_ids, labels: (batch, tokens); labels that are IGNORED are not predicted.
+            position_ids: (batch, tokens), where a row holds several documents.
+            prefix: (batch, tokens, width), what arrives at slot `start`; those below do not run.
+
+        Returns:
+            `loss`: summed, in nats, with a gradient; `nats`: of each row, (batch,), without one.
+        """
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
+            stream = self._stream(input_ids, position_ids)
+            at, hidden = (0, stream.first) if prefix is None else (self.start, prefix)
+            hidden = stream.cross(stream.depth, stream.run(hidden, at, stream.depth))
+            normed = stream.norm(hidden)
+            rows, columns = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+            targets = labels[:, 1:][rows, columns]
+            loss, nats = head_loss(self.model, normed[rows, columns], targets)
+        of_rows = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
+        return {"loss": loss, "nats": of_rows.index_add(0, rows, nats.double())}
+
+    @torch.no_grad()
+    def below(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """What arrives at slot `start`, before its bridge, (batch, tokens, width)."""
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
+            stream = self._stream(input_ids, position_ids)
+            return stream.run(stream.first, 0, self.start)
+
+    def _stream(self, tokens: Tensor, positions: Tensor | None) -> Stream:
+        stream = Stream(self.model, tokens, None, positions)
+        # Embeddings that learn are fp32, and would widen all of the stream.
+        stream.first = stream.first.to(self.dtype)
+        return stream
+
+
+def head_loss(model: HybridForCausalLM, normed: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy by chunks of positions.
+
+    Args:
+        normed: (positions, width), the stream behind the final norm.
+        targets: (positions,).
+
+    Returns:
+        Its sum, with a gradient, and that of each position without one; in nats.
+    """
+    head = model.lm_head
+    if not isinstance(head, nn.Linear):
+        nats = _nats(model.read_out(normed[None]).logits[0], targets)
+        return nats.sum(), nats.detach()
+    size = head_positions(head.weight.shape[0])
+
+    def read(hidden: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        assert weight is not None
+        with _head(model, _Linear(weight, bias)):
+            logits: Tensor = model.read_out(hidden[None]).logits[0]
+        return logits
+
+    if torch.is_grad_enabled():
+        apply: Any = _HeadLoss.apply
+        total, nats = apply(normed, head.weight, head.bias, targets, read, size)
+        return total, nats
+    parts = zip(torch.split(normed, size), torch.split(targets, size), strict=True)
+    nats = torch.cat([_nats(read(h, head.weight, head.bias), t) for h, t in parts])
+    return nats.sum(), nats
+
+
+def _nats(logits: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Loss and gradients of each chunk while its logits are there: none is computed twice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        normed: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        read: Read,
+        size: int,
+    ) -> tuple[Tensor, Tensor]:
+        heads = [
+            t.detach().requires_grad_(t.requires_grad) for t in (weight, bias) if t is not None
+        ]
+        learns = [t for t in heads if t.requires_grad]
+        sums = [torch.zeros_like(t) for t in learns]
+        to_normed = torch.zeros_like(normed) if normed.requires_grad else None
+        nats = torch.empty(len(normed), dtype=torch.float32, device=normed.device)
+        for start in range(0, len(normed), size):
+            part = slice(start, start + size)
+            with torch.enable_grad():
+                hidden = normed[part].detach().requires_grad_(to_normed is not None)
+                losses = _nats(read(hidden, *heads, *[None] * (2 - len(heads))), targets[part])
+                wanted = [hidden] * (to_normed is not None) + learns
+                grads = list(torch.autograd.grad(losses.sum(), wanted))
+            nats[part] = losses.detach()
+            if to_normed is not None:
+                to_normed[part] = grads.pop(0)
+            for total, grad in zip(sums, grads, strict=True):
+                total += grad
+        ctx.grads = to_normed, *_in_places(sums, (weight, bias))
+        total_nats = nats.sum()
+        ctx.mark_non_differentiable(nats)
+        return total_nats, nats
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        of_loss = outer[0]
+        grads = (None if grad is None else grad * of_loss for grad in ctx.grads)
+        return (*grads, None, None, None)
+
+
+def _in_places(found: list[Tensor], inputs: tuple[Tensor | None, ...]) -> Iterator[Tensor | None]:
+    """Gradients at the places of the inputs that want one."""
+    left = iter(found)
+    for given in inputs:
+        yield next(left) if given is not None and given.requires_grad else None
+
+
+class _Linear:
+    """The head's map as a function: no hook of a wrapper runs, once for every chunk."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden, self.weight, self.bias)
+
+
+@contextmanager
+def _head(model: HybridForCausalLM, stand_in: _Linear) -> Iterator[None]:
+    """The head donor's code finds the head by its name: for a moment another one stands there."""
+    model.__dict__["lm_head"] = stand_in
+    try:
+        yield
+    finally:
+        del model.__dict__["lm_head"]
+
+
+def checkpoint_slots(model: HybridForCausalLM, first: int) -> None:
+    """Let slots from `first` upwards keep their input alone, and run forward a second time.
+
+    Not by transformers' switch for the whole model: that repeats a frozen prefix too, and lets
+    gradients flow through it down to the embedding.
+    """
+    for layer in model.model.layers[first:]:
+        assert isinstance(layer, GradientCheckpointingLayer)
+        switch: Any = layer
+        switch.gradient_checkpointing = True
+        switch._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+
+
+def compile_slots(model: HybridForCausalLM) -> None:
+    """Each slot by itself: what is compiled once serves all slots of a kind."""
+    for layer in model.model.layers:
+        layer.compile()

@@ -1,0 +1,84 @@
+"""A training, planned: recipe, model, stages, and how rows are shared out. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybridize.cpt.stack import Stack, read_stack
+from hybridize.cpt.stages import Stage, plan_stages, rows_at_once
+from hybridize.errors import HybridizeError
+from hybridize.recipe import RecipeFile
+from hybridize.recipe_sections import CptSpec
+
+LEAST_BETWEEN = 100  # steps between evaluations, where the recipe names none
+
+
+@dataclass(frozen=True)
+class CptPlan:
+    """All that is known before anything is loaded.
+
+    Attributes:
+        at_once: rows that a process runs at a time.
+    """
+
+    recipe: RecipeFile
+    spec: CptSpec
+    stack: Stack
+    stages: tuple[Stage, ...]
+    processes: int
+    at_once: int
+
+    @property
+    def steps(self) -> int:
+        """Of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def accumulation(self) -> int:
+        """Batches of each process that make one step."""
+        return self.spec.batch // (self.at_once * self.processes)
+
+    @property
+    def evaluate_every(self) -> int:
+        """Steps between evaluations."""
+        return self.spec.evaluate_every or max(LEAST_BETWEEN, self.steps // 10)
+
+    def check_engine(self, engine: str) -> None:
+        """See that the engine can do what the recipe asks for.
+
+        Raises:
+            HybridizeError: a prefix is to be cached of a model that no process has whole.
+        """
+        place = self.recipe.place("cpt", "cache_prefix")
+        if self.spec.cache_prefix is True and engine in ("fsdp", "deepspeed"):
+            raise HybridizeError(
+                f"a frozen prefix is cached where a process has the whole model; {engine} parts it",
+                fix="write cache_prefix: false, or train by ddp",
+                place=place,
+            )
+        for i, stage in enumerate(self.stages):
+            lowest = stage.policy.trained[0].name
+            if self.spec.cache_prefix is True and stage.policy.first_trained[0] < 1:
+                raise HybridizeError(
+                    f"stage {i} has no frozen prefix to cache: {lowest} learns",
+                    fix="write cache_prefix: auto",
+                    place=place,
+                )
+
+
+def plan_training(recipe: RecipeFile, folder: Path, *, processes: int = 1) -> CptPlan:
+    """Plan the training of a built model.
+
+    Raises:
+        HybridizeError: there is no model, or the section `cpt` asks for what cannot be.
+    """
+    stack = read_stack(folder)
+    return CptPlan(
+        recipe=recipe,
+        spec=recipe.recipe.cpt or CptSpec(),
+        stack=stack,
+        stages=tuple(plan_stages(recipe, stack)),
+        processes=processes,
+        at_once=rows_at_once(recipe, processes),
+    )

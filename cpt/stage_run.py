@@ -1,0 +1,301 @@
+"""One stage of a training: the model opened, let learn, trained, checked, measured (torch side)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import TrainingArguments
+
+from hybridize.console import say, token_progress
+from hybridize.cpt import checkpoints, engine
+from hybridize.cpt.arguments import training_arguments
+from hybridize.cpt.data.blocks import mixture
+from hybridize.cpt.data.prefix import Prefix
+from hybridize.cpt.data.rows import Order, Rows, batch_of
+from hybridize.cpt.data.text import Source
+from hybridize.cpt.evaluation import BETWEEN, Losses, label, losses, old_losses
+from hybridize.cpt.forward import Forward, checkpoint_slots, compile_slots
+from hybridize.cpt.guards import FirstStep, Guards
+from hybridize.cpt.identity import Identity
+from hybridize.cpt.metrics import FILE as METRICS
+from hybridize.cpt.metrics import Metrics, Told
+from hybridize.cpt.plan import CptPlan
+from hybridize.cpt.stages import Stage
+from hybridize.cpt.trainer import CptTrainer, Wanted
+from hybridize.cpt.tuning import (
+    State,
+    check_frozen,
+    frozen_hashes,
+    let_learn,
+    open_model,
+    put,
+    trained_state,
+)
+from hybridize.publishing import publish
+
+if TYPE_CHECKING:
+    from hybridize.cpt.pretraining import How
+
+DONE, RESULT, START = "done.safetensors", "done.json", "start.json"
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What has come of a stage.
+
+    Attributes:
+        file: holds what it has trained, in fp32, by name in memory.
+        losses: on all held-out rows, of what it has trained as that will be stored.
+        frozen: tensors that were seen to be bit for bit what they were.
+        averaged: steps of the checkpoints whose mean it is, if of more than one.
+        losses_of_last: without that mean.
+    """
+
+    file: Path
+    losses: Losses
+    frozen: int
+    engine: str
+    averaged: list[int]
+    losses_of_last: Losses | None
+    warnings: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "file"}
+
+
+@dataclass(frozen=True)
+class Before:
+    """Losses before the training: on all held-out rows, and on those looked at in between."""
+
+    whole: Losses
+    between: Losses
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the stages of a training share."""
+
+    plan: CptPlan
+    sources: list[Source]
+    work: Path
+    how: How
+    identity: Identity
+    packed: bool
+
+    @cached_property
+    def order(self) -> Order:
+        """Row of which source comes when, over all stages."""
+        spec = self.plan.spec
+        sizes = [len(source.train) for source in self.sources]
+        shares = [source.share for source in self.sources]
+        return mixture(sizes, shares, self.plan.steps * spec.batch, seed=spec.seed)
+
+    @property
+    def predicted(self) -> int:
+        """Tokens, in all rows that come."""
+        of_rows = [source.train.targets for source in self.sources]
+        drawn = (self.order[self.order[:, 0] == i, 1] for i in range(len(of_rows)))
+        return sum(int(of[rows].sum()) for of, rows in zip(of_rows, drawn, strict=True))
+
+    def part(self, index: int) -> Order:
+        """Rows of one stage."""
+        batch = self.plan.spec.batch
+        first = sum(stage.steps for stage in self.plan.stages[:index]) * batch
+        return self.order[first : first + self.plan.stages[index].steps * batch]
+
+    def before(self) -> Before:
+        """Losses that were measured before the first step."""
+        return Before(**json.loads((self.work / START).read_text()))
+
+    def folder(self, index: int) -> Path:
+        return self.work / f"stage-{index}"
+
+
+def run_stage(run: Run, index: int, stage: Stage, learnt: State, tell: Told) -> StageResult:
+    """Train one stage, or take up what has come of it before.
+
+    Args:
+        learnt: what earlier stages have trained.
+
+    Raises:
+        CheckFailed: see `pretraining.train`.
+    """
+    folder = run.folder(index)
+    if (folder / RESULT).is_file():
+        noted = json.loads((folder / RESULT).read_text())
+        return StageResult(file=folder / DONE, **noted)
+    return _Stage(run, index, stage, learnt, tell).run()
+
+
+class _Stage:
+    """A stage at work."""
+
+    def __init__(self, run: Run, index: int, stage: Stage, learnt: State, tell: Told) -> None:
+        self.shared, self.index, self.stage = run, index, stage
+        self.folder = run.folder(index)
+        if engine.is_main():
+            self.folder.mkdir(exist_ok=True)
+        engine.barrier()
+        how, spec = run.how, run.plan.spec
+        # Sharded models are put onto their devices part by part.
+        self.tuned = open_model(
+            run.plan.stack.folder, "cpu" if how.engine == engine.FSDP else how.device
+        )
+        self.model: Any = self.tuned.model
+        let_learn(self.tuned, stage.policy)
+        put(self.model, learnt)
+        self.frozen = frozen_hashes(self.model)
+        first = stage.policy.first_trained_slot
+        self.forward = Forward(self.tuned, start=first)
+        self.model.forward = self.forward
+        if spec.checkpointing:
+            checkpoint_slots(self.tuned.model, first)
+        if spec.compile:
+            compile_slots(self.tuned.model)
+        self.guards = Guards(spec.guards, self.folder)
+        self.metrics = Metrics(run.work / METRICS, index, tell)
+        self.prefix = self._prefix()
+        self.trainer = self._trainer()
+
+    def run(self) -> StageResult:
+        checkpoint = engine.by_main(
+            lambda: checkpoints.newest_whole(self.folder, self.shared.identity)
+        )
+        if self.shared.how.resume and engine.is_main():
+            where = f"from {checkpoint.name}" if checkpoint else "from its beginning"
+            say(f"stage {self.index} goes on {where}")
+        self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        check_frozen(self.model, self.frozen)
+        return self._finish(trained_state(self.model))
+
+    # ---- Making ready --------------------------------------------------------------------------
+
+    def _trainer(self) -> CptTrainer:
+        run, spec = self.shared, self.shared.plan.spec
+        arguments: TrainingArguments = training_arguments(
+            run.plan, self.stage, self.folder, run.how, index=self.index
+        )
+        rows = Rows(
+            [source.train for source in run.sources],
+            run.part(self.index),
+            packed=run.packed,
+            prefix=self.prefix,
+        )
+        wanted = Wanted(
+            identity=run.identity,
+            stage=self.index,
+            sources=[label(source) for source in run.sources],
+            roles=self.tuned.names.roles(self.stage.policy),
+            rates={str(role): rate for role, rate in spec.rates.items()},
+            guards=self.guards,
+            begin=self._begin,
+            evaluate=self._evaluate,
+            evaluate_every=run.plan.evaluate_every,
+            engine=run.how.engine,
+            keep=max(2, spec.average),
+        )
+        return CptTrainer(self.model, arguments, rows, wanted, [FirstStep(), self.metrics])
+
+    def _prefix(self) -> Prefix | None:
+        """What arrives at the first part that learns, where it is to be kept."""
+        run, wanted = self.shared, self.shared.plan.spec.cache_prefix
+        order = run.part(self.index)
+        if wanted == "auto":
+            wanted = self.stage.bridges_alone and run.how.engine in (engine.SINGLE, engine.DDP)
+            wanted = (
+                wanted and self.forward.start > 0 and len(order) > len(np.unique(order, axis=0))
+            )
+        if not wanted:
+            return None
+        prefix = Prefix(self.folder / "prefix", order)
+        blocks = [source.train for source in run.sources]
+        self.model.train(False)
+
+        def below(rows: Order) -> torch.Tensor:
+            batch = batch_of(blocks, rows, packed=run.packed)
+            device = self.model.device
+            given = {n: value.to(device) for n, value in batch.items() if n != "labels"}
+            return self.forward.below(**given)
+
+        with token_progress("running the frozen prefix", "rows") as told:
+            tell = told if engine.is_main() else lambda done, total: None
+            prefix.fill(below, run.plan.at_once, tell)
+        return prefix
+
+    # ---- While it runs -------------------------------------------------------------------------
+
+    def _begin(self, model: nn.Module, in_use: engine.InUse) -> None:
+        """Before the first step: losses are measured once, whatever is broken off."""
+        run = self.shared
+        if engine.is_main() and self.index == 0:
+            say(f"engine: {in_use}")
+        file = run.work / START
+        if not engine.agreed(file.is_file()):
+            whole = losses(model, run.sources, packed=run.packed)
+            between = losses(model, run.sources, packed=run.packed, most=BETWEEN)
+            if engine.is_main():
+                publish(file, json.dumps({"whole": whole, "between": between}, indent=1))
+            engine.barrier()
+
+    def _evaluate(self, model: nn.Module, step: int) -> None:
+        run = self.shared
+        found = losses(model, run.sources, packed=run.packed, most=BETWEEN)
+        self._look(found, run.before().between, step)
+
+    def _look(self, found: Losses, before: Losses, step: int) -> None:
+        sources = self.shared.sources
+        self.metrics.write(step, {f"held_out/{name}": loss for name, loss in found.items()})
+        self.guards.check_old(old_losses(found, sources), old_losses(before, sources), step)
+
+    # ---- What has come of it -------------------------------------------------------------------
+
+    def _finish(self, state: State) -> StageResult:
+        run = self.shared
+        state, averaged, of_last = self._average(state)
+        found = self._losses_of(state)
+        self._look(found, run.before().whole, self.stage.steps)
+        assert self.trainer.in_use is not None
+        result = StageResult(
+            file=self.folder / DONE,
+            losses=found,
+            frozen=len(self.frozen),
+            engine=str(self.trainer.in_use),
+            averaged=averaged,
+            losses_of_last=of_last,
+            warnings=self.guards.warnings,
+        )
+        if engine.is_main():
+            save_file(state, self.folder / DONE)  # nothing counts before the result beside it
+            publish(self.folder / RESULT, json.dumps(result.as_dict(), indent=1))
+            for checkpoint in checkpoints.checkpoints(self.folder):
+                shutil.rmtree(checkpoint)
+            if self.prefix is not None:
+                self.prefix.remove()
+        engine.barrier()
+        return result
+
+    def _average(self, state: State) -> tuple[State, list[int], Losses | None]:
+        """The mean of the last checkpoints and of what stands at the end, if one is asked for."""
+        number, last = self.shared.plan.spec.average, self.stage.steps
+        if number == 1:
+            return state, [], None
+        of_last = self._losses_of(state)
+        earlier = [c for c in checkpoints.checkpoints(self.folder) if checkpoints.step_of(c) < last]
+        chosen = earlier[: number - 1]
+        files = [folder / checkpoints.TRAINED for folder in chosen]
+        steps = [last, *(checkpoints.step_of(folder) for folder in chosen)]
+        return checkpoints.mean(files, state), sorted(steps), of_last
+
+    def _losses_of(self, state: State) -> Losses:
+        """On all held-out rows, of tensors as they will be stored."""
+        put(self.model, self.tuned.names.rounded(state))
+        return losses(self.model, self.shared.sources, packed=self.shared.packed)

@@ -1,0 +1,183 @@
+"""Several processes: the engine that was asked for runs, and what comes of it is the same.
+
+Who trains on more than one device needs to know that FSDP and DDP are no other training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from hybridize.assembler.verify import verify
+from hybridize.cpt.engine import asked_engine, engine_in_use
+from hybridize.errors import CheckFailed, HybridizeError
+from tests.cpt.test_training import prepare, tensors, train
+
+STEPS = 12
+FEW: dict[str, Any] = {
+    "stages": [
+        {"train": ["bridges"], "share": 0.5},
+        {"train": ["bridges", {"shallow": 1}, "norms"], "share": 0.5},
+    ],
+    "tokens": STEPS * 8 * 32,
+    "batch": 8,
+    "at_once": 2,
+    "evaluate_every": 3,
+}
+
+
+def start(recipe: Path, out: str, *options: str, **environment: str) -> subprocess.Popen[str]:
+    """The command as a user types it, in a process of its own."""
+    folder = recipe.parent
+    command = [sys.executable, "-m", "hybridize", "cpt", str(recipe), "--device", "cpu"]
+    command += ["--built", str(folder / "out"), "--out", str(folder / out), "--offline"]
+    return subprocess.Popen(
+        [*command, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def done(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err[-3000:]
+    return out + err
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same training in one process, by DDP and by FSDP2 in two; each accumulates."""
+    folder = tmp_path_factory.mktemp("engines")
+    recipe = prepare(folder, **FEW)
+    told = done(start(recipe, "ddp", "--processes", "2"))
+    assert "engine: ddp, 2 processes, cpu\n" in told
+    told = done(start(recipe, "fsdp", "--processes", "2", "--engine", "fsdp"))
+    assert "engine: fsdp, 2 processes, cpu, 44 of 44 parameters sharded\n" in told
+    single = train(recipe, "single")
+    assert single.exit_code == 0, single.output[-2000:]
+    return folder
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_every_loss_is_that_of_one_process(runs: Path, engine: str) -> None:
+    """Of each step and each source, of the gradient's norm, and on held-out text."""
+    alone, together = metrics(runs / "single"), metrics(runs / engine)
+    assert len(alone) == len(together)
+    assert [line["step"] for line in alone if line["stage"] == 1 and "loss" in line] == [
+        1, 2, 3, 4, 5, 6,
+    ]  # fmt: skip
+    for one, other in zip(alone, together, strict=True):
+        assert one.keys() == other.keys()
+        for key in one.keys() - {"tokens_per_second"}:
+            assert one[key] == pytest.approx(other[key], abs=1e-4), key
+
+
+@pytest.mark.parametrize("engine", ["single", "ddp", "fsdp"])
+def test_what_is_frozen_keeps_its_bytes_and_the_result_loads(runs: Path, engine: str) -> None:
+    before, after = tensors(runs / "out"), tensors(runs / engine)
+    changed = {name for name in before if before[name] != after[name]}
+    learns = ("model.bridges.", "model.layers.0.")
+    assert changed == {n for n in before if n.startswith(learns) or "norm" in n}
+    assert verify(runs / engine).ok
+    model = AutoModelForCausalLM.from_pretrained(runs / engine)
+    assert bool(model(torch.arange(8)[None]).logits.isfinite().all())
+    record = json.loads((runs / engine / "hybridize.json").read_text())["training"][0]
+    assert record["stages"][0]["engine"].startswith(engine.replace("single", "one process"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_processes_that_are_killed_go_on_to_the_same_weights(runs: Path, engine: str) -> None:
+    out = f"killed-{engine}"
+    options = ("--processes", "2", "--engine", engine)
+    process = start(runs / "recipe.yaml", out, *options)
+    work = runs / f"{out}.work"
+    while not list(work.glob("stage-1/checkpoint-*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    told = done(start(runs / "recipe.yaml", out, *options, "--resume"))
+    assert "stage 1 goes on from checkpoint-" in told
+    assert tensors(runs / out) == tensors(runs / engine)
+
+
+@pytest.mark.slow
+def test_a_training_may_go_on_with_another_number_of_processes(runs: Path) -> None:
+    process = start(runs / "recipe.yaml", "moved", "--processes", "2", "--engine", "fsdp")
+    while not list((runs / "moved.work").glob("stage-1/checkpoint-*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert train(runs / "recipe.yaml", "moved", "--resume").exit_code == 0
+    last, wanted = metrics(runs / "moved")[-1], metrics(runs / "single")[-1]
+    for key, value in wanted.items():
+        assert last[key] == pytest.approx(value, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_plain_launchers_start_it_too(runs: Path, launcher: str) -> None:
+    """As they are, with the engine of accelerate's configuration."""
+    begin = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    wanted = "engine: ddp, 2 processes"
+    config = runs / "accelerate.yaml"
+    if launcher == "accelerate":
+        config.write_text(
+            "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\n"
+            "num_machines: 1\nmachine_rank: 0\nuse_cpu: true\nmixed_precision: bf16\n"
+        )
+        begin = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command = ["-m", "hybridize", "cpt", str(runs / "recipe.yaml"), "--built", str(runs / "out")]
+    command += ["--out", str(runs / launcher), "--device", "cpu", "--offline"]
+    found = subprocess.run([*begin, *command], capture_output=True, text=True, timeout=240)
+    assert found.returncode == 0, found.stderr[-3000:]
+    assert wanted in found.stderr
+    last, same = metrics(runs / launcher)[-1], metrics(runs / "single")[-1]
+    for key, value in same.items():
+        assert last[key] == pytest.approx(value, abs=1e-4)
+
+
+def test_a_mistake_is_told_once(runs: Path) -> None:
+    process = start(runs / "recipe.yaml", "ddp", "--processes", "2")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err[-2000:]
+    assert err.count("is there already") == 1
+    assert "Traceback" not in err + out
+
+
+def test_an_engine_that_is_not_in_use_is_noticed() -> None:
+    """accelerate runs DDP where FSDP was asked for on processors, and says nothing."""
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(CheckFailed, match="fsdp was asked for, and accelerate runs MULTI_CPU"):
+        engine_in_use("fsdp", model, "MULTI_CPU")
+    with pytest.raises(CheckFailed, match="0 of 2 parameters sharded"):
+        engine_in_use("fsdp", model, "FSDP")
+    assert str(engine_in_use("single", model, "NO")) == "one process, cpu"
+
+
+def test_an_engine_for_several_processes_wants_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HybridizeError, match="fsdp wants several processes, and there is one"):
+        asked_engine("fsdp")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert asked_engine(None) == "ddp"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert asked_engine(None) == "fsdp"
+    with pytest.raises(HybridizeError, match="--engine ddp, and accelerate's configuration says"):
+        asked_engine("ddp")
