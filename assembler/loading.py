@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from hybridize.assembler.anatomy import text_config
 from hybridize.assembler.donors import ALONE, Donor, load_donor
 from hybridize.assembler.layout import OutTensor, hybrid_layout
 from hybridize.assembler.outputs import TORCH_NAMES, tensors_of
@@ -26,6 +27,7 @@ from hybridize.assembler.tensors import Tensors
 from hybridize.checkpoint import Checkpoint, open_checkpoint
 
 EMBEDDING, LAYERS, HEAD = "model.embed_tokens.", "model.layers.", "lm_head."
+TIED = "lm_head.weight"
 BUILT = "built"  # what pieces of a built hybrid's own files call it
 
 Read = Callable[[OutTensor], Tensor]
@@ -127,12 +129,15 @@ class Folder:
 def load_folder(folder: Path, device: str) -> Folder:
     """Read a model folder, nothing learning.
 
+    Where its config says that the head is tied to the embedding it is, whatever lies in the files.
+
     Raises:
         HybridizeError: there is no model, or the runtime cannot run it.
     """
     checkpoint = open_checkpoint(folder)
+    tied = text_config(checkpoint.config).get("tie_word_embeddings") is True
     if checkpoint.config.get("model_type") == HybridConfig.model_type:
-        layout = _built_layout(checkpoint)
+        layout = [out for out in _built_layout(checkpoint) if not (tied and out.name == TIED)]
         parts = _parts(checkpoint.config, layout, Tensors({BUILT: checkpoint}, device))
         return Folder(parts.model, tuple(layout))
     # Not its own name: a folder may be called `train`, as a method of torch's modules is.
@@ -140,6 +145,7 @@ def load_folder(folder: Path, device: str) -> Folder:
         load_donor(folder, name=folder.name, source=str(folder), place=str(folder)), name=ALONE
     )
     config = alone_config(donor)
+    config["tie_word_embeddings"] |= tied
     layout = hybrid_layout(config, {ALONE: tensors_of(donor)})
     parts = _parts(config, layout, Tensors({ALONE: donor.checkpoint}, device))
     return Folder(parts.model, tuple(layout))

@@ -20,7 +20,7 @@ from hybridize.assembler.runtime import HybridForCausalLM
 from hybridize.assembler.streams import Stream
 from hybridize.cpt.data.blocks import IGNORED
 from hybridize.cpt.memory import head_positions
-from hybridize.cpt.tuning import Tuned
+from hybridize.cpt.tuning import HALF, Tuned
 
 Read = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
@@ -183,6 +183,24 @@ def _head(model: HybridForCausalLM, stand_in: _Linear) -> Iterator[None]:
         yield
     finally:
         del model.__dict__["lm_head"]
+
+
+def narrow_norms(tuned: Tuned) -> None:
+    """Let norms that learn give the dtype that they are given, as they do in the model itself.
+
+    An fp32 gain would widen their output, which the matrices behind it then cast one by one, and
+    keep once each.
+    """
+
+    def narrow(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        is_wider = isinstance(output, Tensor) and output.dtype == torch.float32
+        return output.to(args[0].dtype) if is_wider and args[0].dtype in HALF else output
+
+    for module in tuned.model.modules():
+        own = list(module.parameters(recurse=False))
+        gains = own and all(p.ndim == 1 for p in own) and "norm" in type(module).__name__.lower()
+        if gains and any(p.requires_grad for p in own):
+            module.register_forward_hook(narrow)
 
 
 def checkpoint_slots(model: HybridForCausalLM, first: int) -> None:

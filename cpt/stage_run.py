@@ -23,7 +23,7 @@ from hybridize.cpt.data.prefix import Prefix
 from hybridize.cpt.data.rows import Order, Rows, batch_of
 from hybridize.cpt.data.text import Source
 from hybridize.cpt.evaluation import BETWEEN, Losses, label, losses, old_losses
-from hybridize.cpt.forward import Forward, checkpoint_slots, compile_slots
+from hybridize.cpt.forward import Forward, checkpoint_slots, compile_slots, narrow_norms
 from hybridize.cpt.guards import FirstStep, Guards
 from hybridize.cpt.identity import Identity
 from hybridize.cpt.metrics import FILE as METRICS
@@ -157,6 +157,7 @@ class _Stage:
         first = stage.policy.first_trained_slot
         self.forward = Forward(self.tuned, start=first)
         self.model.forward = self.forward
+        narrow_norms(self.tuned)
         if spec.checkpointing:
             checkpoint_slots(self.tuned.model, first)
         if spec.compile:

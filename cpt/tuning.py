@@ -26,8 +26,6 @@ from hybridize.cpt.policy import Policy
 from hybridize.errors import CheckFailed, HybridizeError
 
 HALF = (torch.bfloat16, torch.float16)
-TIED = ("lm_head.weight", "model.embed_tokens.weight")
-
 State = dict[str, Tensor]
 
 
@@ -84,6 +82,14 @@ class Names:
         """What has learnt, in the dtypes that it is stored in."""
         return {name: value.to(TORCH[self.layout[name].dtype]) for name, value in learnt.items()}
 
+    def copies(self) -> dict[str, str]:
+        """A tied head that lies in the files as well, and the embedding that it is a copy of."""
+        there = open_checkpoint(self.folder).tensors
+        used = {piece.tensor for out in self.layout.values() for piece in out.pieces}
+        original = self.layout["model.embed_tokens.weight"].pieces[0].tensor
+        spare = (n for n, t in there.items() if n not in used and t.shape == there[original].shape)
+        return dict.fromkeys(spare, original) if self.tied else {}
+
     def on_disk(self, learnt: Mapping[str, Tensor]) -> State:
         """Tensors as they lie on disk, from those in memory, which are whole and on the CPU."""
         headers = open_checkpoint(self.folder).tensors
@@ -95,9 +101,9 @@ class Names:
                 target = found.setdefault(piece.tensor, flat.new_empty(header.numel))
                 target[piece.start : piece.stop] = flat[at : at + count]
                 at += count
-        copy, original = TIED
-        if self.tied and copy in headers and original in found:
-            found[copy] = found[original]  # some folders hold the tied matrix twice
+        for copy, original in self.copies().items():
+            if original in found:
+                found[copy] = found[original]
         return {name: value.reshape(headers[name].shape) for name, value in found.items()}
 
 
@@ -129,7 +135,26 @@ def open_model(folder: Path, device: str) -> Tuned:
         sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
     layout = {out.name: out for out in loaded.layout}
     names = Names(folder, layout, bool(loaded.model.config.tie_word_embeddings))
+    for copy, original in names.copies().items():
+        if not same_bytes(folder, copy, original):
+            raise HybridizeError(
+                f"config.json says that the head is tied to the embedding, and {copy} differs from "
+                f"{original}",
+                fix="remove the one that is not meant, or write tie_word_embeddings: false",
+                place=str(folder),
+            )
     return Tuned(names, loaded.model, max(sizes, key=sizes.__getitem__))
+
+
+def same_bytes(folder: Path, one: str, other: str) -> bool:
+    """Whether two tensors on disk are equal."""
+    headers = open_checkpoint(folder).tensors
+    found = []
+    for header in (headers[one], headers[other]):
+        with header.file.open("rb") as file:
+            file.seek(header.start)
+            found.append(blake3(file.read(header.nbytes)).digest())
+    return found[0] == found[1]
 
 
 def let_learn(tuned: Tuned, policy: Policy) -> None:

@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 
 from hybridize.cpt import forward as forwards
 from hybridize.cpt.data.blocks import IGNORED
-from hybridize.cpt.forward import Forward, checkpoint_slots, compile_slots
+from hybridize.cpt.forward import Forward, checkpoint_slots, compile_slots, narrow_norms
 from hybridize.cpt.isolation import isolates
 from hybridize.cpt.policy import Entry, resolve
 from hybridize.cpt.stack import read_stack
 from hybridize.cpt.tuning import Tuned, let_learn, open_model
 from tests.assembler.stacks import UNFITTED, build_in, load, save_donor
-from tests.tiny import FAMILIES
+from tests.tiny import FAMILIES, tiny_model
 
 SCALED = ("gemma2", "granite", "falcon_h1", "glm4", "gpt2", "mixtral", "deepseek_v3", "mamba2")
 
@@ -158,6 +158,25 @@ def test_checkpointing_repeats_what_is_above_what_learns_alone(hybrid: Path, ent
     again = gradients(tuned, forward)
     assert times == [1 if i < first else 2 for i in range(4)]
     assert all(torch.equal(plain[name], again[name]) for name in plain)
+
+
+def test_norms_that_learn_give_what_frozen_ones_give(tmp_path: Path) -> None:
+    """In bf16: an fp32 gain does not widen the stream, or what the matrices behind it keep."""
+    tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path)
+    tuned, forward = opened(tmp_path, "norms", "embeddings")
+    assert tuned.half
+    narrow_norms(tuned)
+    seen = []
+    for layer in tuned.model.model.layers:
+        layer.input_layernorm.register_forward_hook(lambda m, args, out: seen.append(out.dtype))
+        layer.register_forward_hook(lambda m, args, out: seen.append(out.dtype))
+    grads = gradients(tuned, forward)
+    assert set(seen) == {torch.bfloat16}
+    assert all(grad.dtype == torch.float32 for grad in grads.values())
+    frozen = Forward(open_model(tmp_path, "cpu"))
+    with torch.no_grad():
+        losses = [float(f(*rows())["loss"]) for f in (forward, frozen)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
 @pytest.mark.slow
