@@ -61,11 +61,14 @@ def training_arguments(
         run_name=f"{plan.recipe.name} stage {index}",
         disable_tqdm=True,
         remove_unused_columns=False,
-        use_cpu=how.device == "cpu",
+        use_cpu=engine.uses_cpu(how.engine, how.device),
+        dataloader_pin_memory=how.device != "cpu",
         ddp_find_unused_parameters=False,
         seed=spec.seed + index,
         data_seed=spec.seed + index,
     )
+    if how.engine == engine.DEEPSPEED and found.device.type == "cpu":
+        engine.deepspeed_on_cpu()
     if engine.processes() == 1 and found.device.type == "cuda":
         found._n_gpu = 1  # else Trainer spreads the rows over every GPU that it sees
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ def run(
     offline: bool = False,
 ) -> Trained | None:
     """Train; see the command's help. Of several processes the main one alone gets the result."""
+    from hybridize.assembler.lifeline import end_with_parent
     from hybridize.assembler.machine import pick_device
     from hybridize.console import token_progress
     from hybridize.cpt import engine as engines
@@ -44,6 +46,8 @@ def run(
     from hybridize.cpt.data.text import check_text
     from hybridize.cpt.pretraining import How, train
 
+    if engines.processes() > 1:
+        end_with_parent(os.getppid())  # a launcher that is killed leaves none behind
     target = find_target(named, built=built, out=out, text=text, old=old, tokens=tokens)
     check_text(target.recipe)
     check_loggers(log_to)

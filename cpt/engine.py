@@ -67,7 +67,7 @@ def join(engine: str, device: str) -> None:
         HybridizeError: accelerate's configuration asks for FSDP's first version.
     """
     # The dtypes are the model's own and the policy's, in every engine.
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
     if engine == FSDP:
         if os.environ.setdefault("FSDP_VERSION", "2") != "2":
             raise HybridizeError(
@@ -82,7 +82,12 @@ def join(engine: str, device: str) -> None:
     if processes() > 1:
         from accelerate import PartialState
 
-        PartialState(cpu=device == "cpu")
+        PartialState(cpu=uses_cpu(engine, device))
+
+
+def uses_cpu(engine: str, device: str) -> bool:
+    """What accelerate is to be told; of DeepSpeed it takes a yes for a no to DeepSpeed."""
+    return device == "cpu" and engine != DEEPSPEED
 
 
 def leave() -> None:
@@ -154,6 +159,18 @@ def fsdp_on_cpu() -> None:
     PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
+def deepspeed_on_cpu() -> None:
+    """Let accelerate see the processes that DeepSpeed has joined on processors.
+
+    There it counts one, and gives every process the same rows.
+    """
+    from accelerate import PartialState
+
+    state = PartialState()
+    state.num_processes, state.process_index = processes(), rank()
+    state.local_process_index = int(os.environ.get("LOCAL_RANK", "0"))
+
+
 @dataclass(frozen=True)
 class InUse:
     """The engine that was found at work.
@@ -175,15 +192,17 @@ class InUse:
         return f"{self.engine}, {self.processes} processes, {self.device}{split}"
 
 
-def engine_in_use(asked: str, wrapped: nn.Module, distributed_type: str) -> InUse:
+def engine_in_use(
+    asked: str, wrapped: nn.Module, distributed_type: str, num_processes: int
+) -> InUse:
     """See that what was asked for is what runs.
 
     Args:
         wrapped: the model as the engine has wrapped it.
-        distributed_type: what accelerate says.
+        distributed_type, num_processes: what accelerate says, and shares out rows by.
 
     Raises:
-        CheckFailed: another engine does, or it has left parameters unsharded.
+        CheckFailed: another engine runs, or with other processes, or parameters are left unsharded.
     """
     parameters = list(wrapped.parameters())
     sharded = sum(isinstance(parameter, DTensor) for parameter in parameters)
@@ -195,6 +214,11 @@ def engine_in_use(asked: str, wrapped: nn.Module, distributed_type: str) -> InUs
         raise CheckFailed(
             f"{asked} was asked for, and accelerate runs {distributed_type} "
             f"({type(wrapped).__name__}, {sharded} of {len(parameters)} parameters sharded)",
+            fix="see the configuration of accelerate",
+        )
+    if num_processes != processes():
+        raise CheckFailed(
+            f"{processes()} processes were started, and accelerate sees {num_processes}",
             fix="see the configuration of accelerate",
         )
     device = "cpu" if not torch.cuda.is_available() else str(parameters[0].device.type)

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from hybridize.console import say
-from hybridize.cpt import engine
+from hybridize.cpt import engine as engines
 from hybridize.errors import CheckFailed
 from hybridize.recipe_sections import GuardsSpec
 
@@ -80,7 +80,7 @@ class Guards:
             if name not in self._warned:
                 self._warned.add(name)
                 self.warnings.append(text)
-                if engine.is_main():
+                if engines.is_main():
                     say(f"warning: {text}")
 
     def _stop(self, found: str, step: int, way_on: str | None = None) -> None:
@@ -92,24 +92,36 @@ class Guards:
 
 
 class FirstStep(TrainerCallback):
-    """In the first step of a stage, every tensor that learns has a gradient."""
+    """In the first step of a stage, every tensor that learns has a gradient; also after a resume.
 
-    def __init__(self) -> None:
-        self.seen = False
+    Args:
+        engine: DeepSpeed takes gradients away as soon as they are there; they are seen to come.
+    """
+
+    def __init__(self, engine: str) -> None:
+        self.takes_away = engine == engines.DEEPSPEED
+        self.came: set[str] = set()
+        self.done = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Gradients are watched for before the first one."""
+        for name, parameter in _learning(given["model"]) if self.takes_away else ():
+            parameter.register_hook(lambda gradient, name=name: self.came.add(name))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Also in the first one after a resume."""
-        if self.seen:
+        """Where transformers is about to let the optimizer step."""
+        if self.done:
             return
-        self.seen = True
-        without = [
-            name
-            for name, parameter in given["model"].named_parameters()
-            if parameter.requires_grad and parameter.grad is None
-        ]
-        if without and given["model"].__class__.__name__ != "DeepSpeedEngine":
+        self.done = True
+        here = dict(_learning(given["model"]))
+        came = self.came if self.takes_away else {n for n, p in here.items() if p.grad is not None}
+        if without := [name for name in here if name not in came]:
             raise CheckFailed(
                 f"{len(without)} tensors that are to learn get no gradient, {without[0]} among "
                 "them",
                 fix="leave them out of the policy: nothing that is trained depends on them",
             )
+
+
+def _learning(model: Any) -> list[tuple[str, Any]]:
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]

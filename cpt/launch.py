@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,8 @@ def launch(arguments: Sequence[str], *, processes: int, config: Path | None) -> 
         config: a configuration of accelerate; it says which engine, and then accelerate starts.
 
     Returns:
-        The exit status of the first process that failed; 0: none did.
+        The exit status of the first process that failed; 0: none did. Where accelerate starts
+        them, nothing: this process becomes accelerate's.
 
     Raises:
         HybridizeError: there is no such configuration.
@@ -31,8 +31,13 @@ def launch(arguments: Sequence[str], *, processes: int, config: Path | None) -> 
     if not config.is_file():
         raise HybridizeError("no such file", fix="make one: accelerate config", place=str(config))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += ["--num_processes", str(processes), "--module", "hybridize", *arguments]
-    return subprocess.run(command, check=False, env=_environment(processes)).returncode
+    if processes > 1:  # else those of the configuration
+        command += ["--num_processes", str(processes)]
+    command += ["--module", "hybridize", *arguments]
+    # This process becomes accelerate's: whoever ends it ends the training.
+    return os.execve(
+        sys.executable, command, _environment(processes) if processes > 1 else dict(os.environ)
+    )
 
 
 def _torchrun(arguments: Sequence[str], processes: int) -> int:

@@ -23,7 +23,7 @@ from hybridize.cpt.identity import FILE, Identity, check_same, identity_of, key_
 from hybridize.cpt.isolation import isolates
 from hybridize.cpt.metrics import FILE as METRICS
 from hybridize.cpt.plan import CptPlan
-from hybridize.cpt.stage_run import Run, StageResult, run_stage
+from hybridize.cpt.stage_run import RESULT, Run, StageResult, run_stage
 from hybridize.cpt.tuning import Names, State, open_model
 from hybridize.errors import CheckFailed, HybridizeError
 from hybridize.publishing import publish
@@ -82,13 +82,23 @@ def train(plan: CptPlan, out: Path, how: How, tell: Tell) -> Trained:
 def _train(
     plan: CptPlan, out: Path, work: Path, how: How, identity: Identity, tell: Tell
 ) -> dict[str, Any]:
-    resumed = engine.by_main(lambda: _prepare(out, work, identity, how))
+    engine.by_main(lambda: _prepare(out, work, identity, how))
     try:
-        run, names = _open(plan, work, how, identity)
+        return _train_stages(plan, out, work, how, identity, tell)
     except HybridizeError:
-        if not resumed and engine.is_main():  # nothing has been trained yet
+        if engine.is_main() and not _has_learnt(work):  # nothing that a user would miss
             shutil.rmtree(work)
         raise
+
+
+def _has_learnt(work: Path) -> bool:
+    return any(any(work.glob(f"stage-*/{name}")) for name in ("checkpoint-*", RESULT))
+
+
+def _train_stages(
+    plan: CptPlan, out: Path, work: Path, how: How, identity: Identity, tell: Tell
+) -> dict[str, Any]:
+    run, names = _open(plan, work, how, identity)
     results: list[StageResult] = []
     learnt: State = {}
     total, done = sum(stage.steps for stage in plan.stages), 0
@@ -187,8 +197,8 @@ def _finished(out: Path, work: Path, identity: Identity) -> dict[str, Any] | Non
     return records[-1]
 
 
-def _prepare(out: Path, work: Path, identity: Identity, how: How) -> bool:
-    """The working folder; whether there is a training in it to go on with."""
+def _prepare(out: Path, work: Path, identity: Identity, how: How) -> None:
+    """Make the working folder, or see that there is a training in it to go on with."""
     if out.exists():
         raise HybridizeError("is there already", fix="choose another --out", place=str(out))
     if how.resume and how.force:
@@ -213,10 +223,9 @@ def _prepare(out: Path, work: Path, identity: Identity, how: How) -> bool:
                 "there is no training to go on with", fix="leave out --resume", place=str(work)
             )
         check_same(read_json(work / FILE), identity, work)
-        return True
+        return
     work.mkdir(parents=True)
     publish(work / FILE, json.dumps(identity, indent=1))
-    return False
 
 
 def _note_training(file: Path, whole: Identity) -> None:

@@ -204,7 +204,9 @@ class _Stage:
             engine=run.how.engine,
             keep=max(2, spec.average),
         )
-        return CptTrainer(self.model, arguments, rows, wanted, [FirstStep(), self.metrics])
+        return CptTrainer(
+            self.model, arguments, rows, wanted, [FirstStep(run.how.engine), self.metrics]
+        )
 
     def _prefix(self) -> Prefix | None:
         """What arrives at the first part that learns, where it is to be kept."""

@@ -25,6 +25,7 @@ from hybridize.cpt.data.rows import Rows
 from hybridize.cpt.guards import Guards
 from hybridize.cpt.identity import Identity
 from hybridize.cpt.tuning import put, trained_state
+from hybridize.errors import HybridizeError
 
 OPTIMIZER_OF_DEEPSPEED = "deepspeed"
 
@@ -85,13 +86,26 @@ class CptTrainer(Trainer):
         if self.wanted.engine == engine.FSDP and self.args.device.type == "cpu":
             engine.fsdp_on_cpu()
         super().create_accelerator_and_postprocess()
+        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            raise HybridizeError(
+                "DeepSpeed's third stage wants every pass to use parameters in one order, and "
+                "evaluation has another than training",
+                fix="its second stage, or --engine fsdp, which parts parameters too",
+            )
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+    def _prepare_for_training(self, max_steps: int, rows: Any, checkpoint: str | None) -> Any:
         prepare: Any = super()._prepare_for_training
-        prepared = prepare(*args, **kwargs)
-        kind = self.accelerator.distributed_type.name
+        # transformers would look for a whole model in a checkpoint of DeepSpeed.
+        prepared = prepare(max_steps, rows, None if self.is_deepspeed_enabled else checkpoint)
+        if self.is_deepspeed_enabled:
+            self._load_optimizer_and_scheduler(checkpoint)
         wrapped: Any = self.model_wrapped
-        self.in_use = engine.engine_in_use(self.wanted.engine, wrapped, kind)
+        self.in_use = engine.engine_in_use(
+            self.wanted.engine,
+            wrapped,
+            self.accelerator.distributed_type.name,
+            self.accelerator.num_processes,
+        )
         self.state.save_steps = int(self.args.save_steps)  # not those of the checkpoint
         tuned: Any = self.model
         self.wanted.begin(tuned, self.in_use)

@@ -191,11 +191,6 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor whole and on the CPU; where it is sharded, all processes must ask together."""
-    if hasattr(tensor, "ds_id"):  # of DeepSpeed, stage 3
-        from deepspeed.zero import GatheredParameters
-
-        with GatheredParameters([tensor]):
-            return tensor.detach().cpu().clone()
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full.detach().cpu().contiguous()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,11 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from hybridize.assembler.verify import verify
 from hybridize.cpt.engine import asked_engine, engine_in_use
 from hybridize.errors import CheckFailed, HybridizeError
+from tests.assembler.stacks import build_in, write_recipe
 from tests.cpt.test_training import prepare, tensors, train
 
 STEPS = 12
@@ -118,6 +121,63 @@ def test_processes_that_are_killed_go_on_to_the_same_weights(runs: Path, engine:
 
 
 @pytest.mark.slow
+def test_sixteen_bits_are_sharded_as_they_are(tmp_path: Path) -> None:
+    """Frozen tensors in bf16 and fp32 masters in one unit; slots computed again, tensors tied."""
+    recipe = prepare(tmp_path, **FEW | {"checkpointing": True})
+    data = yaml.safe_load(recipe.read_text()) | {"dtype": "bfloat16"}
+    data["cpt"]["stages"][1]["train"].append("embeddings")
+    shutil.rmtree(tmp_path / "out")
+    build_in(tmp_path, data)
+    write_recipe(recipe, data)
+    done(start(recipe, "fsdp", "--processes", "2", "--engine", "fsdp"))
+    assert train(recipe, "single").exit_code == 0
+    for one, other in zip(metrics(tmp_path / "single"), metrics(tmp_path / "fsdp"), strict=True):
+        for key in one.keys() - {"tokens_per_second"}:
+            assert one[key] == pytest.approx(other[key], abs=2e-2), key
+    before, after = tensors(tmp_path / "out"), tensors(tmp_path / "fsdp")
+    learns = ("model.bridges.", "model.layers.0.", "model.embed_tokens.")
+    changed = {name for name in before if before[name] != after[name]}
+    assert all(name.startswith(learns) or "norm" in name for name in changed)
+    assert any(name.startswith("model.layers.0.") for name in changed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
+def test_deepspeed_is_the_same_training(runs: Path, stage: int) -> None:
+    """Its first two stages, by accelerate's configuration, where DeepSpeed is installed."""
+    pytest.importorskip("deepspeed")
+    folder = runs / f"deepspeed-{stage}"
+    folder.mkdir()
+    settings = {
+        "zero_optimization": {"stage": stage},
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_allow_untested_optimizer": True,
+    }
+    (folder / "deepspeed.json").write_text(json.dumps(settings))
+    config = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "DEEPSPEED",
+        "num_processes": 2,
+        "num_machines": 1,
+        "machine_rank": 0,
+        "use_cpu": False,
+        "deepspeed_config": {
+            "deepspeed_config_file": str(folder / "deepspeed.json"),
+            "zero3_init_flag": False,
+        },
+    }
+    (folder / "accelerate.yaml").write_text(yaml.safe_dump(config))
+    accelerate = ("--accelerate", str(folder / "accelerate.yaml"))
+    told = done(start(runs / "recipe.yaml", f"ds-{stage}", *accelerate, DS_ACCELERATOR="cpu"))
+    assert "engine: deepspeed, 2 processes" in told
+    for one, other in zip(metrics(runs / "single"), metrics(runs / f"ds-{stage}"), strict=True):
+        for key in one.keys() - {"tokens_per_second", "grad_norm"}:
+            assert one[key] == pytest.approx(other[key], abs=1e-4), key
+
+
+@pytest.mark.slow
 def test_a_training_may_go_on_with_another_number_of_processes(runs: Path) -> None:
     process = start(runs / "recipe.yaml", "moved", "--processes", "2", "--engine", "fsdp")
     while not list((runs / "moved.work").glob("stage-1/checkpoint-*")):
@@ -140,9 +200,12 @@ def test_plain_launchers_start_it_too(runs: Path, launcher: str) -> None:
     config = runs / "accelerate.yaml"
     if launcher == "accelerate":
         config.write_text(
-            "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\n"
-            "num_machines: 1\nmachine_rank: 0\nuse_cpu: true\nmixed_precision: bf16\n"
+            "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nnum_processes: 2\n"
+            "num_machines: 1\nmachine_rank: 0\nuse_cpu: false\nmixed_precision: bf16\n"
+            "fsdp_config:\n  fsdp_version: 2\n  fsdp_cpu_ram_efficient_loading: true\n"
+            "  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP\n"
         )
+        wanted = "engine: fsdp, 2 processes, cpu, 44 of 44 parameters sharded"
         begin = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     command = ["-m", "hybridize", "cpt", str(runs / "recipe.yaml"), "--built", str(runs / "out")]
     command += ["--out", str(runs / launcher), "--device", "cpu", "--offline"]
@@ -166,10 +229,19 @@ def test_an_engine_that_is_not_in_use_is_noticed() -> None:
     """accelerate runs DDP where FSDP was asked for on processors, and says nothing."""
     model = torch.nn.Linear(2, 2)
     with pytest.raises(CheckFailed, match="fsdp was asked for, and accelerate runs MULTI_CPU"):
-        engine_in_use("fsdp", model, "MULTI_CPU")
+        engine_in_use("fsdp", model, "MULTI_CPU", 1)
     with pytest.raises(CheckFailed, match="0 of 2 parameters sharded"):
-        engine_in_use("fsdp", model, "FSDP")
-    assert str(engine_in_use("single", model, "NO")) == "one process, cpu"
+        engine_in_use("fsdp", model, "FSDP", 1)
+    assert str(engine_in_use("single", model, "NO", 1)) == "one process, cpu"
+
+
+def test_processes_that_accelerate_does_not_see_are_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would give all of them the same rows."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(CheckFailed, match="2 processes were started, and accelerate sees 1"):
+        engine_in_use("deepspeed", torch.nn.Linear(2, 2), "DEEPSPEED", 1)
 
 
 def test_an_engine_for_several_processes_wants_several(monkeypatch: pytest.MonkeyPatch) -> None:
