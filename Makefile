@@ -5,7 +5,7 @@ BIN := .venv/bin
 MADE := .venv/.made
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 4
 
-.PHONY: help demo test test-slow check bench bench-bridges bench-diagnose clean
+.PHONY: help demo test test-slow check bench bench-bridges bench-diagnose bench-cpt clean
 
 help:
 	@echo "make demo           train small donors, build and verify every recipe of recipes/demo"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench          what we claim about speed, measured"
 	@echo "make bench-bridges  what we claim about bridges, measured"
 	@echo "make bench-diagnose what we claim about the diagnosis, measured"
+	@echo "make bench-cpt      what freezing saves in time and memory, measured beside the forecast"
 	@echo "make clean          remove .venv and everything that was built"
 
 $(MADE): pyproject.toml constraints.txt
@@ -46,6 +47,9 @@ bench-bridges: $(MADE)
 
 bench-diagnose: $(MADE)
 	$(BIN)/python benchmarks/bench_diagnose.py
+
+bench-cpt: $(MADE)
+	$(BIN)/python benchmarks/bench_cpt.py
 
 clean:
 	rm -rf .venv out build dist hybridize.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

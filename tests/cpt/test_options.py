@@ -285,6 +285,21 @@ def test_a_logger_that_is_not_installed_is_named(
     assert "not installed: wandb\n  fix: pip install wandb" in done.stderr
 
 
+@pytest.mark.slow
+def test_tensorboard_gets_each_step_and_each_stage(built: Path) -> None:
+    """By Trainer's own integration, into files beside the result."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    stages = [{"train": ["bridges"], "share": 0.5}, {"train": ["norms"], "share": 0.5}]
+    ended(changed(built, stages=stages), "boarded", "--log-to", "tensorboard")
+    for stage in range(2):
+        events = EventAccumulator(str(built.parent / "boarded.logs" / f"stage-{stage}"))
+        events.Reload()
+        assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+        assert "train/loss/code (new)" in events.Tags()["scalars"]
+
+
 # ---- Guards ------------------------------------------------------------------------------------
 
 
