@@ -126,8 +126,8 @@ class Folder:
     layout: tuple[OutTensor, ...]
 
 
-def load_folder(folder: Path, device: str) -> Folder:
-    """Read a model folder, nothing learning.
+def load_folder(folder: Path) -> Folder:
+    """A model folder, mapped into memory, nothing learning.
 
     Where its config says that the head is tied to the embedding it is, whatever lies in the files.
 
@@ -138,7 +138,7 @@ def load_folder(folder: Path, device: str) -> Folder:
     tied = text_config(checkpoint.config).get("tie_word_embeddings") is True
     if checkpoint.config.get("model_type") == HybridConfig.model_type:
         layout = [out for out in _built_layout(checkpoint) if not (tied and out.name == TIED)]
-        parts = _parts(checkpoint.config, layout, Tensors({BUILT: checkpoint}, device))
+        parts = _parts(checkpoint.config, layout, Tensors({BUILT: checkpoint}))
         return Folder(parts.model, tuple(layout))
     # Not its own name: a folder may be called `train`, as a method of torch's modules is.
     donor = replace(
@@ -147,7 +147,7 @@ def load_folder(folder: Path, device: str) -> Folder:
     config = alone_config(donor)
     config["tie_word_embeddings"] |= tied
     layout = hybrid_layout(config, {ALONE: tensors_of(donor)})
-    parts = _parts(config, layout, Tensors({ALONE: donor.checkpoint}, device))
+    parts = _parts(config, layout, Tensors({ALONE: donor.checkpoint}))
     return Folder(parts.model, tuple(layout))
 
 

@@ -25,6 +25,7 @@ from hybridize.errors import CheckFailed
 
 TRAINED, MOMENTS, MANIFEST = "trained.safetensors", "optimizer.safetensors", "checkpoint.json"
 PREFIX = "checkpoint-"
+BLOCK = 1 << 20  # bytes that are hashed at a time
 
 
 def publish(
@@ -104,7 +105,11 @@ def _whole(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def _hash(file: Path) -> str:
-    return blake3(max_threads=2).update_mmap(file).hexdigest()
+    found = blake3()
+    with file.open("rb") as stream:
+        while part := stream.read(BLOCK):
+            found.update(part)
+    return found.hexdigest()
 
 
 def save_state(state: State, file: Path, *, place: Path, step: int) -> None:

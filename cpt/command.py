@@ -40,7 +40,6 @@ def run(
     """Train; see the command's help. Of several processes the main one alone gets the result."""
     from hybridize.assembler.lifeline import end_with_parent
     from hybridize.assembler.machine import pick_device
-    from hybridize.console import token_progress
     from hybridize.cpt import engine as engines
     from hybridize.cpt.arguments import check_loggers
     from hybridize.cpt.data.text import check_text
@@ -63,16 +62,8 @@ def run(
         force=force,
         offline=offline,
     )
-    if not engines.is_main():
-        train(plan, target.out, how, lambda done, total, loss: None)
-        return None
-    with token_progress("training", "steps") as progress:
-        return train(
-            plan,
-            target.out,
-            how,
-            lambda done, total, loss: progress(done, total, f"loss {loss:.3f}"),
-        )
+    trained = train(plan, target.out, how)
+    return trained if engines.is_main() else None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import nn
 
 from hybridize.cpt import engine
 from hybridize.cpt.data.blocks import IGNORED, Blocks
-from hybridize.cpt.data.rows import rows_of
+from hybridize.cpt.data.rows import rows_of, trimmed
 from hybridize.cpt.data.text import OLD, Source
 
 ROWS = 8  # that run at a time
@@ -48,7 +48,7 @@ def _loss(model: nn.Module, blocks: Blocks, *, packed: bool, most: int | None) -
     for turn in range(-(-len(starts) // engine.processes())):
         number = turn * engine.processes() + engine.rank()
         start = starts[min(number, len(starts) - 1)]
-        batch = rows_of(blocks, range(start, min(start + ROWS, rows)), packed=packed)
+        batch = trimmed(rows_of(blocks, range(start, min(start + ROWS, rows)), packed=packed))
         out = model(**{name: value.to(device) for name, value in batch.items()})
         if number < len(starts):
             tokens = (batch["labels"][:, 1:] != IGNORED).sum()

@@ -34,7 +34,6 @@ class Forward:
 
     def __init__(self, tuned: Tuned, *, start: int = 0) -> None:
         self.model, self.dtype, self.start = tuned.model, tuned.dtype, start
-        self.device = tuned.model.device.type
         self.half = tuned.half
 
     def __call__(
@@ -54,7 +53,7 @@ class Forward:
         Returns:
             `loss`: summed, in nats, with a gradient; `nats`: of each row, (batch,), without one.
         """
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
+        with self._autocast(input_ids):
             stream = self._stream(input_ids, position_ids)
             at, hidden = (0, stream.first) if prefix is None else (self.start, prefix)
             hidden = stream.cross(stream.depth, stream.run(hidden, at, stream.depth))
@@ -68,9 +67,13 @@ class Forward:
     @torch.no_grad()
     def below(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
         """What arrives at slot `start`, before its bridge, (batch, tokens, width)."""
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
+        with self._autocast(input_ids):
             stream = self._stream(input_ids, position_ids)
             return stream.run(stream.first, 0, self.start)
+
+    def _autocast(self, tokens: Tensor) -> torch.autocast:
+        """Matrices of a 16-bit model multiply in bf16, those that learn too."""
+        return torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.half)
 
     def _stream(self, tokens: Tensor, positions: Tensor | None) -> Stream:
         stream = Stream(self.model, tokens, None, positions)

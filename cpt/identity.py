@@ -22,7 +22,6 @@ from hybridize.recipe_sections import CptSpec
 
 FILE = "training.json"  # says that a folder is ours, and of what training
 WATCHING = {"data", "stages", "train", "guards", "save_every", "evaluate_every", "at_once"}
-HOW = ("checkpointing", "cache_prefix", "compile")  # the same numbers, but for rounding
 
 Identity = dict[str, Any]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +39,13 @@ class Metrics(TrainerCallback):
         found = {key: value for key, value in (logs or {}).items() if key != "epoch"}
         if "train_runtime" in found:
             return
+        now = time.monotonic()
         if "tokens" in found:
-            now = time.monotonic()
             found["tokens_per_second"] = found["tokens"] / max(now - self._last, 1e-9)
-            self._last = now
             self.tell(int(state.global_step), float(found["loss"]))
-        self.write(int(state.global_step), found)
-
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line, by the main process."""
+        self._last = now  # what an evaluation takes is no time of the next step
         if engine.is_main():
-            line = json.dumps({"stage": self.stage, "step": step, **values})
+            line = json.dumps({"stage": self.stage, "step": int(state.global_step), **found})
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,6 @@ from hybridize.cpt.stage_run import RESULT, Run, StageResult, run_stage
 from hybridize.cpt.tuning import Names, State, open_model
 from hybridize.errors import CheckFailed, HybridizeError
 from hybridize.publishing import publish
-
-Tell = Callable[[int, int, float], None]  # steps done, in all, and the last loss
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class How:
     offline: bool
 
 
-def train(plan: CptPlan, out: Path, how: How, tell: Tell) -> Trained:
+def train(plan: CptPlan, out: Path, how: How) -> Trained:
     """Train a built model as its recipe says, and write the result as a model folder.
 
     Raises:
@@ -71,7 +70,7 @@ def train(plan: CptPlan, out: Path, how: How, tell: Tell) -> Trained:
     work = out.with_name(f"{out.name}.work")
     finished = engine.by_main(lambda: _finished(out, work, identity) if how.resume else None)
     if finished is None:
-        finished = _train(plan, out, work, how, identity, tell)
+        finished = _train(plan, out, work, how, identity)
     engine.barrier()
     if engine.is_main():
         shutil.rmtree(work, ignore_errors=True)
@@ -79,12 +78,10 @@ def train(plan: CptPlan, out: Path, how: How, tell: Tell) -> Trained:
     return Trained(out, finished)
 
 
-def _train(
-    plan: CptPlan, out: Path, work: Path, how: How, identity: Identity, tell: Tell
-) -> dict[str, Any]:
+def _train(plan: CptPlan, out: Path, work: Path, how: How, identity: Identity) -> dict[str, Any]:
     engine.by_main(lambda: _prepare(out, work, identity, how))
     try:
-        return _train_stages(plan, out, work, how, identity, tell)
+        return _train_stages(plan, out, work, how, identity)
     except HybridizeError:
         if engine.is_main() and not _has_learnt(work):  # nothing that a user would miss
             shutil.rmtree(work)
@@ -96,22 +93,21 @@ def _has_learnt(work: Path) -> bool:
 
 
 def _train_stages(
-    plan: CptPlan, out: Path, work: Path, how: How, identity: Identity, tell: Tell
+    plan: CptPlan, out: Path, work: Path, how: How, identity: Identity
 ) -> dict[str, Any]:
     run, names = _open(plan, work, how, identity)
     results: list[StageResult] = []
     learnt: State = {}
-    total, done = sum(stage.steps for stage in plan.stages), 0
-    for i, stage in enumerate(plan.stages):
-        before = done
+    done = 0
+    with _progress("training", "steps") as tell:
+        for i, stage in enumerate(plan.stages):
 
-        def told(steps: int, loss: float, before: int = before) -> None:
-            tell(before + steps, total, loss)
+            def told(steps: int, loss: float, before: int = done) -> None:
+                tell(before + steps, plan.steps, f"loss {loss:.3f}")
 
-        result = run_stage(run, i, stage, learnt, told)
-        results.append(result)
-        learnt |= load_file(result.file)
-        done += stage.steps
+            results.append(run_stage(run, i, stage, learnt, told))
+            learnt |= load_file(results[-1].file)
+            done += stage.steps
     record = _record(plan, run, results)
     return engine.by_main(lambda: _export(plan, names, learnt, record, work, out))
 
@@ -123,18 +119,28 @@ def _open(plan: CptPlan, work: Path, how: How, identity: Identity) -> tuple[Run,
         tuned.names.learning(stage.policy)  # else a later stage would fail after hours
     packed = engine.agreed(isolates(tuned, plan.spec.length) if engine.is_main() else None)
     reader = Reader(plan.recipe.name, plan.stack.folder, rows=plan.stack.vocabulary)
-    with engine.main_first(), token_progress("reading text") as told:
+    with engine.main_first(), _progress("reading text", "tokens") as told:
         sources = gather_sources(
             plan.recipe,
             reader,
             packed=packed,
             tokens=plan.spec.tokens,
             offline=how.offline,
-            progress=told if engine.is_main() else lambda done, total: None,
+            progress=told,
         )
     whole = {**identity, "packed": packed, "text": [_text(source) for source in sources]}
     engine.by_main(lambda: _note_training(work / FILE, whole))
     return Run(plan, sources, work, how, whole, packed), tuned.names
+
+
+@contextmanager
+def _progress(label: str, unit: str) -> Iterator[Callable[..., None]]:
+    """Shown by the main process alone."""
+    if not engine.is_main():
+        yield lambda *told: None
+    else:
+        with token_progress(label, unit) as tell:
+            yield tell
 
 
 def _text(source: Source) -> dict[str, Any]:

@@ -239,7 +239,7 @@ class _Stage:
     def _begin(self, model: nn.Module, in_use: engine.InUse) -> None:
         """Before the first step: losses are measured once, whatever is broken off."""
         run = self.shared
-        if engine.is_main() and self.index == 0:
+        if engine.is_main() and (self.index == 0 or run.how.resume):
             say(f"engine: {in_use}")
         file = run.work / START
         if not engine.agreed(file.is_file()):
@@ -256,7 +256,7 @@ class _Stage:
 
     def _look(self, found: Losses, before: Losses, step: int) -> None:
         sources = self.shared.sources
-        self.metrics.write(step, {f"held_out/{name}": loss for name, loss in found.items()})
+        self.trainer.log({f"held_out/{name}": loss for name, loss in found.items()})
         self.guards.check_old(old_losses(found, sources), old_losses(before, sources), step)
 
     # ---- What has come of it -------------------------------------------------------------------

@@ -21,7 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from hybridize.cpt import checkpoints, engine
 from hybridize.cpt.data.blocks import IGNORED
-from hybridize.cpt.data.rows import Rows
+from hybridize.cpt.data.rows import Rows, collate
 from hybridize.cpt.guards import Guards
 from hybridize.cpt.identity import Identity
 from hybridize.cpt.tuning import put, trained_state
@@ -69,7 +69,13 @@ class CptTrainer(Trainer):
         callbacks: Sequence[TrainerCallback],
     ) -> None:
         self.wanted = wanted
-        super().__init__(model=model, args=arguments, train_dataset=rows, callbacks=list(callbacks))
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=collate,
+            callbacks=list(callbacks),
+        )
         self.remove_callback(PrinterCallback)
         # The loss is divided by the tokens of the whole step, on all processes.
         self.model_accepts_loss_kwargs = True

@@ -129,7 +129,8 @@ def open_model(folder: Path, device: str) -> Tuned:
     """A built model in the dtype that it is stored in, nothing learning."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    loaded = load_folder(folder, device)
+    loaded = load_folder(folder)
+    loaded.model.to(device)  # type: ignore[arg-type]
     sizes: dict[torch.dtype, int] = {}
     for parameter in loaded.model.parameters():
         sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()

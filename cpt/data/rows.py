@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hybridize.cpt.data.blocks import Blocks
+from hybridize.cpt.data.blocks import IGNORED, Blocks
 from hybridize.cpt.data.prefix import Prefix
 
 Order = NDArray[np.int64]  # (rows, 2): source, and row of it
@@ -29,6 +29,23 @@ def batch_of(sources: Sequence[Blocks], order: Order, *, packed: bool) -> dict[s
     """Rows of several sources, in an order."""
     found = [rows_of(sources[source], [row], packed=packed) for source, row in order]
     return {name: torch.cat([row[name] for row in found]) for name in found[0]}
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Rows as one batch, without the padding that all of them end with."""
+    batch = {
+        name: torch.stack([item[name] for item in items])
+        if isinstance(items[0][name], Tensor)
+        else torch.tensor([item[name] for item in items])
+        for name in items[0]
+    }
+    return trimmed(batch)
+
+
+def trimmed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch up to the last token that is predicted in any of its rows: nothing sees behind it."""
+    last = int((batch["labels"] != IGNORED).any(0).nonzero().max()) + 1
+    return {name: value[:, :last] if value.ndim > 1 else value for name, value in batch.items()}
 
 
 class Rows(Dataset[dict[str, Any]]):
