@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from blake3 import blake3
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
+from hybridize.cpt import engine
 from hybridize.cpt.identity import Identity, check_same
 from hybridize.cpt.tuning import State, like, whole
 from hybridize.errors import CheckFailed
@@ -46,7 +47,7 @@ def publish(
     staged = staging(folder, name)
     write(staged)
     inside = sorted(path for path in staged.rglob("*") if path.is_file())
-    files = {path.relative_to(staged).as_posix(): _hash(path) for path in inside}
+    files = {path.relative_to(staged).as_posix(): file_hash(path) for path in inside}
     (staged / MANIFEST).write_text(json.dumps({**note, "files": files}, indent=1))
     shutil.rmtree(folder / name, ignore_errors=True)
     staged.rename(folder / name)
@@ -80,10 +81,12 @@ def newest_whole(folder: Path, identity: Identity) -> Path | None:
         CheckFailed: it is of another training, in what; or there are some, and none is whole.
     """
     found = checkpoints(folder)
-    for candidate in found:
+    for i, candidate in enumerate(found):
         manifest = _whole(candidate)
         if manifest is not None:
             check_same(manifest["training"], identity, candidate)
+            for broken in found[:i]:  # else they would outlive whole ones: the newest stay
+                shutil.rmtree(broken)
             return candidate
     if found:
         raise CheckFailed(
@@ -98,13 +101,14 @@ def newest_whole(folder: Path, identity: Identity) -> Path | None:
 def _whole(checkpoint: Path) -> dict[str, Any] | None:
     try:
         manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text())
-        same = all(_hash(checkpoint / name) == h for name, h in manifest["files"].items())
+        same = all(file_hash(checkpoint / name) == h for name, h in manifest["files"].items())
         return manifest if same and TRAINED in manifest["files"] else None
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _hash(file: Path) -> str:
+def file_hash(file: Path) -> str:
+    """BLAKE3 of a file's content."""
     found = blake3()
     with file.open("rb") as stream:
         while part := stream.read(BLOCK):
@@ -133,18 +137,24 @@ def moments_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> State:
     found: State = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            found[f"{name}/{key}"] = whole(torch.as_tensor(value))
+            full = whole(torch.as_tensor(value))
+            if engine.is_main():  # the others only take part
+                found[f"{name}/{key}"] = full
     return found
 
 
 def set_moments(optimizer: torch.optim.Optimizer, model: nn.Module, file: Path) -> None:
     """Put an optimizer's state back, sharded as its parameters are."""
     parameters = dict(model.named_parameters())
+    # A fused step reads its number where the parameter is, any other one on the processor.
+    fused = any(group.get("fused") for group in optimizer.param_groups)
     for key, value in load_file(file).items():
         name, _, kind = key.rpartition("/")
         parameter = parameters[name]
-        fits: Tensor = like(value, parameter) if value.shape == parameter.shape else value
-        optimizer.state[parameter][kind] = fits
+        if kind == "step":
+            optimizer.state[parameter][kind] = value.to(parameter.device) if fused else value
+        else:
+            optimizer.state[parameter][kind] = like(value, parameter)
 
 
 def mean(files: Sequence[Path], state: State) -> State:

@@ -10,15 +10,19 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
-from hybridize.errors import CheckFailed, HybridizeError
+from hybridize.errors import CheckFailed, Finding, HybridizeError
 
 T = TypeVar("T")
+
+# The others wait while the main process tokenizes, writes and hashes.
+PATIENCE = timedelta(hours=12)
 
 SINGLE, DDP, FSDP, DEEPSPEED = "single", "ddp", "fsdp", "deepspeed"
 
@@ -31,6 +35,11 @@ def processes() -> int:
 def rank() -> int:
     """Number of this process among them."""
     return int(os.environ.get("RANK", "0"))
+
+
+def one_machine() -> bool:
+    """Whether all processes run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(processes()))) == processes()
 
 
 def is_main() -> bool:
@@ -74,6 +83,12 @@ def join(engine: str, device: str) -> None:
                 "FSDP's first version cannot shard what learns beside what does not",
                 fix="write fsdp_version: 2 into accelerate's configuration",
             )
+        if os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() in ("true", "1"):
+            raise HybridizeError(
+                "FSDP's offloading of parameters is not supported",
+                fix="write fsdp_offload_params: false into accelerate's configuration; "
+                "checkpointing: true and at_once save memory, too",
+            )
         os.environ["ACCELERATE_USE_FSDP"] = "true"
         os.environ.setdefault("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
         os.environ.setdefault("FSDP_RESHARD_AFTER_FORWARD", "true")
@@ -82,7 +97,7 @@ def join(engine: str, device: str) -> None:
     if processes() > 1:
         from accelerate import PartialState
 
-        PartialState(cpu=uses_cpu(engine, device))
+        PartialState(cpu=uses_cpu(engine, device), timeout=PATIENCE)
 
 
 def uses_cpu(engine: str, device: str) -> bool:
@@ -127,6 +142,9 @@ def by_main(work: Callable[[], T]) -> T:
             found = (work(), None)
         except HybridizeError as error:
             found = (None, (type(error), error.findings))
+        except BaseException as error:  # a full disk, say: the others must not wait for ever
+            agreed((None, (HybridizeError, (Finding(f"process 0 failed: {error}"),))))
+            raise
     value, failed = agreed(found)
     if failed is not None:
         kind, findings = failed
@@ -137,11 +155,15 @@ def by_main(work: Callable[[], T]) -> T:
 @contextmanager
 def main_first() -> Iterator[None]:
     """The main process goes through alone, then the others: they find what it has left."""
-    if not is_main():
-        barrier()
-    yield
-    if is_main():
-        barrier()
+    if not is_main() and not agreed(None):
+        raise HybridizeError("process 0 failed")
+    whole = False
+    try:
+        yield
+        whole = True
+    finally:
+        if is_main():
+            agreed(whole)
 
 
 def fsdp_on_cpu() -> None:

@@ -12,7 +12,6 @@ from hybridize.cpt.data.blocks import IGNORED, Blocks
 from hybridize.cpt.data.rows import rows_of, trimmed
 from hybridize.cpt.data.text import OLD, Source
 
-ROWS = 8  # that run at a time
 BETWEEN = 8_192  # tokens of a source that are looked at while a training runs
 
 Losses = dict[str, float]  # by source
@@ -20,35 +19,46 @@ Losses = dict[str, float]  # by source
 
 @torch.no_grad()
 def losses(
-    model: nn.Module, sources: Sequence[Source], *, packed: bool, most: int | None = None
+    model: nn.Module,
+    sources: Sequence[Source],
+    *,
+    packed: bool,
+    at_once: int,
+    most: int | None = None,
 ) -> Losses:
     """Mean loss over the held-out targets of each source, in nats per token.
 
     Args:
         model: that `forward.Forward` runs, as its engine has wrapped it.
+        at_once: rows that a process runs at a time.
         most: tokens of a source; the first rows are taken.
     """
     was_training = model.training
     model.train(False)
-    found = {label(s): _loss(model, s.held_out, packed=packed, most=most) for s in sources}
+    found = {
+        label(s): _loss(model, s.held_out, packed=packed, at_once=at_once, most=most)
+        for s in sources
+    }
     model.train(was_training)
     return found
 
 
-def _loss(model: nn.Module, blocks: Blocks, *, packed: bool, most: int | None) -> float:
+def _loss(
+    model: nn.Module, blocks: Blocks, *, packed: bool, at_once: int, most: int | None
+) -> float:
     """All processes run as many batches: where there are too few, one comes again and is not
     counted, since a sharded model runs on all of them or on none.
     """
     rows = len(blocks)
     if most is not None:
         rows = min(rows, max(1, most // blocks.tokens.shape[1]))
-    starts = list(range(0, rows, ROWS))
+    starts = list(range(0, rows, at_once))
     device = next(model.parameters()).device
     tally = torch.zeros(2, dtype=torch.float64)
     for turn in range(-(-len(starts) // engine.processes())):
         number = turn * engine.processes() + engine.rank()
         start = starts[min(number, len(starts) - 1)]
-        batch = trimmed(rows_of(blocks, range(start, min(start + ROWS, rows)), packed=packed))
+        batch = trimmed(rows_of(blocks, range(start, min(start + at_once, rows)), packed=packed))
         out = model(**{name: value.to(device) for name, value in batch.items()})
         if number < len(starts):
             tokens = (batch["labels"][:, 1:] != IGNORED).sum()

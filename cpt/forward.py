@@ -157,7 +157,7 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         of_loss = outer[0]
-        grads = (None if grad is None else grad * of_loss for grad in ctx.grads)
+        grads = (None if grad is None else grad.mul_(of_loss) for grad in ctx.grads)
         return (*grads, None, None, None)
 
 

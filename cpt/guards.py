@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ class Guards:
         self._recent: deque[float] = deque(maxlen=WINDOW)
         self._warned: set[str] = set()
         self.warnings: list[str] = []
+
+    def recall(self, losses: Sequence[float]) -> None:
+        """Losses of the steps before, where a training goes on: they say what is usual."""
+        self._recent.extend(losses)
 
     def check_step(self, loss: float, norm: Any, step: int) -> None:
         """Called before the optimizer moves anything, on all processes with the same numbers.

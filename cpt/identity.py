@@ -29,7 +29,9 @@ Identity = dict[str, Any]
 def identity_of(stack: Stack, stages: Sequence[Stage], spec: CptSpec) -> Identity:
     """What is known before any text is read."""
     files = sorted({tensor.file for tensor in _files(stack)})
-    settings = spec.model_dump(mode="json", exclude=WATCHING)
+    # Which checkpoints there are decides the result where their mean is taken.
+    watching = WATCHING - ({"save_every"} if spec.average > 1 else set())
+    settings = spec.model_dump(mode="json", exclude=watching)
     return {
         "base": {
             "files": {file.name: file_hash(file) for file in files},
@@ -78,6 +80,8 @@ def _differences(noted: Identity, now: Identity) -> Any:
         yield "another model is trained than when this training began"
     yield from _plans(noted.get("stages", []), now.get("stages", []))
     yield from _settings(noted.get("settings", {}), now.get("settings", {}))
+    if "packed" in noted and "packed" in now and noted["packed"] != now["packed"]:
+        yield "documents were packed into rows otherwise when this training began"
     if "text" in noted and "text" in now:
         yield from _texts(noted["text"], now["text"])
 
@@ -100,7 +104,7 @@ def _settings(noted: Mapping[str, Any], now: Mapping[str, Any]) -> Any:
 
 
 def _texts(noted: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> Any:
-    names = [text["name"] for text in noted], [text["name"] for text in now]
+    names = [[f"{text['name']} ({text['kind']})" for text in texts] for texts in (noted, now)]
     if names[0] != names[1]:
         yield f"the text was {', '.join(names[0])}, in this run it is {', '.join(names[1])}"
         return

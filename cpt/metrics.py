@@ -26,42 +26,67 @@ class Metrics(TrainerCallback):
 
     def __init__(self, file: Path, stage: int, tell: Told) -> None:
         self.file, self.stage, self.tell = file, stage, tell
-        self._last = time.monotonic()
+        self._began = self._seconds = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A step lasts from its first batch to the optimizer's step, without what comes after."""
+        self._began = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """See `on_step_begin`."""
+        self._seconds = time.monotonic() - self._began
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """What was written after the checkpoint that is gone on from is written again."""
-        self._last = time.monotonic()
+        step, is_last = int(state.global_step), state.global_step == state.max_steps
         if engine.is_main():
-            forget(self.file, self.stage, int(state.global_step))
+            forget(self.file, self.stage, step, measured_again=is_last)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Trainer's own numbers; those of the last, whole-run summary are left to it."""
         found = {key: value for key, value in (logs or {}).items() if key != "epoch"}
         if "train_runtime" in found:
             return
-        now = time.monotonic()
         if "tokens" in found:
-            found["tokens_per_second"] = found["tokens"] / max(now - self._last, 1e-9)
+            found["tokens_per_second"] = found["tokens"] / max(self._seconds, 1e-9)
             self.tell(int(state.global_step), float(found["loss"]))
-        self._last = now  # what an evaluation takes is no time of the next step
         if engine.is_main():
             line = json.dumps({"stage": self.stage, "step": int(state.global_step), **found})
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
 
+    def losses(self, step: int) -> list[float]:
+        """Of the steps of this stage up to one, as far as they are written down."""
+        found = [line for line in _read(self.file) if line["stage"] == self.stage]
+        return [line["loss"] for line in found if "loss" in line and line["step"] <= step]
 
-def forget(file: Path, stage: int, step: int) -> None:
-    """Drop lines of a stage after a step, of later stages, and one that was cut short."""
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    """Lines that are whole."""
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # cut short by a kill
+            continue
+    return found
+
+
+def forget(file: Path, stage: int, step: int, *, measured_again: bool = False) -> None:
+    """Drop lines of a stage after a step, of later stages, and one that was cut short.
+
+    Args:
+        measured_again: the losses on held-out text at this step, too.
+    """
     if not file.is_file():
         return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if (found["stage"], found["step"]) <= (stage, step):
-            kept.append(line)
+    here = (stage, step)
+    kept = [
+        line
+        for line in _read(file)
+        if (at := (line["stage"], line["step"])) <= here
+        and not (measured_again and at == here and "loss" not in line)
+    ]
     staged = file.with_name(f".{file.name}")
-    staged.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    staged.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
     staged.rename(file)

@@ -47,7 +47,8 @@ def _summary(policy: Policy) -> str:
     without = "nothing" if policy.prefix is None else policy.prefix
     return (
         f"trained: {count(policy.num_trained)} of {count(total)} parameters "
-        f"({policy.num_trained / total:.1%}), {len(policy.trained):,} tensors\n"
+        f"({policy.num_trained / total:.1%}), {len(policy.trained):,} "
+        f"tensor{'s' * (len(policy.trained) != 1)}\n"
         f"without autograd, as a frozen prefix: {without}"
     )
 

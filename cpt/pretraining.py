@@ -73,7 +73,7 @@ def train(plan: CptPlan, out: Path, how: How) -> Trained:
         finished = _train(plan, out, work, how, identity)
     engine.barrier()
     if engine.is_main():
-        shutil.rmtree(work, ignore_errors=True)
+        _remove(work)
     engine.leave()
     return Trained(out, finished)
 
@@ -83,8 +83,9 @@ def _train(plan: CptPlan, out: Path, work: Path, how: How, identity: Identity) -
     try:
         return _train_stages(plan, out, work, how, identity)
     except HybridizeError:
-        if engine.is_main() and not _has_learnt(work):  # nothing that a user would miss
-            shutil.rmtree(work)
+        # Nothing that a user would miss; what was there before this run stays.
+        if engine.is_main() and not how.resume and not _has_learnt(work):
+            _remove(work)
         raise
 
 
@@ -117,7 +118,7 @@ def _open(plan: CptPlan, work: Path, how: How, identity: Identity) -> tuple[Run,
     tuned = open_model(plan.stack.folder, "cpu" if how.engine == engine.FSDP else how.device)
     for stage in plan.stages:
         tuned.names.learning(stage.policy)  # else a later stage would fail after hours
-    packed = engine.agreed(isolates(tuned, plan.spec.length) if engine.is_main() else None)
+    packed = engine.by_main(lambda: isolates(tuned, plan.spec.length))
     reader = Reader(plan.recipe.name, plan.stack.folder, rows=plan.stack.vocabulary)
     with engine.main_first(), _progress("reading text", "tokens") as told:
         sources = gather_sources(
@@ -216,7 +217,7 @@ def _prepare(out: Path, work: Path, identity: Identity, how: How) -> None:
                 fix="move it elsewhere",
                 place=str(work),
             )
-        shutil.rmtree(work)
+        _remove(work)
     if work.exists() and not how.resume:
         raise HybridizeError(
             "a training was broken off here",
@@ -230,8 +231,19 @@ def _prepare(out: Path, work: Path, identity: Identity, how: How) -> None:
             )
         check_same(read_json(work / FILE), identity, work)
         return
-    work.mkdir(parents=True)
-    publish(work / FILE, json.dumps(identity, indent=1))
+    staged = work.with_name(f".{work.name}.new")  # a folder is never there without its note
+    shutil.rmtree(staged, ignore_errors=True)
+    publish(staged / FILE, json.dumps(identity, indent=1))
+    staged.rename(work)
+
+
+def _remove(work: Path) -> None:
+    """Away in one step, and then from the disk."""
+    away = work.with_name(f".{work.name}.old")
+    shutil.rmtree(away, ignore_errors=True)
+    if work.exists():
+        work.rename(away)
+    shutil.rmtree(away, ignore_errors=True)
 
 
 def _note_training(file: Path, whole: Identity) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainingArguments
 
@@ -38,8 +38,10 @@ from hybridize.cpt.tuning import (
     let_learn,
     open_model,
     put,
+    round_as_stored,
     trained_state,
 )
+from hybridize.errors import CheckFailed
 from hybridize.publishing import publish
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ class StageResult:
     """What has come of a stage.
 
     Attributes:
-        file: holds what it has trained, in fp32, by name in memory.
+        file: holds what it has trained, in fp32, by name in memory; `blake3`: its hash.
         losses: on all held-out rows, of what it has trained as that will be stored.
         frozen: tensors that were seen to be bit for bit what they were.
         averaged: steps of the checkpoints whose mean it is, if of more than one.
@@ -61,6 +63,7 @@ class StageResult:
     """
 
     file: Path
+    blake3: str
     losses: Losses
     frozen: int
     engine: str
@@ -69,7 +72,8 @@ class StageResult:
     warnings: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "file"}
+        """For the manifest."""
+        return {n: value for n, value in asdict(self).items() if n not in ("file", "blake3")}
 
 
 @dataclass(frozen=True)
@@ -131,8 +135,14 @@ def run_stage(run: Run, index: int, stage: Stage, learnt: State, tell: Told) -> 
     """
     folder = run.folder(index)
     if (folder / RESULT).is_file():
-        noted = json.loads((folder / RESULT).read_text())
-        return StageResult(file=folder / DONE, **noted)
+        result = StageResult(file=folder / DONE, **json.loads((folder / RESULT).read_text()))
+        if not result.file.is_file() or checkpoints.file_hash(result.file) != result.blake3:
+            raise CheckFailed(
+                "what this stage has trained is not what was written",
+                fix="begin anew with --force",
+                place=str(result.file),
+            )
+        return result
     return _Stage(run, index, stage, learnt, tell).run()
 
 
@@ -175,8 +185,8 @@ class _Stage:
             where = f"from {checkpoint.name}" if checkpoint else "from its beginning"
             say(f"stage {self.index} goes on {where}")
         self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        check_frozen(self.model, self.frozen)
-        return self._finish(trained_state(self.model))
+        check_frozen(self.model, self.frozen, str(self.folder))
+        return self._finish()
 
     # ---- Making ready --------------------------------------------------------------------------
 
@@ -214,6 +224,7 @@ class _Stage:
         order = run.part(self.index)
         if wanted == "auto":
             wanted = self.stage.bridges_alone and run.how.engine in (engine.SINGLE, engine.DDP)
+            wanted = wanted and engine.one_machine()
             wanted = (
                 wanted and self.forward.start > 0 and len(order) > len(np.unique(order, axis=0))
             )
@@ -236,39 +247,57 @@ class _Stage:
 
     # ---- While it runs -------------------------------------------------------------------------
 
-    def _begin(self, model: nn.Module, in_use: engine.InUse) -> None:
-        """Before the first step: losses are measured once, whatever is broken off."""
+    def _begin(self, model: nn.Module, in_use: engine.InUse, step: int) -> None:
+        """Before the first step: losses are measured once, whatever is broken off.
+
+        Args:
+            step: that the training goes on behind.
+        """
         run = self.shared
         if engine.is_main() and (self.index == 0 or run.how.resume):
             say(f"engine: {in_use}")
         file = run.work / START
         if not engine.agreed(file.is_file()):
-            whole = losses(model, run.sources, packed=run.packed)
-            between = losses(model, run.sources, packed=run.packed, most=BETWEEN)
+            whole, between = self._losses(model), self._losses(model, most=BETWEEN)
             if engine.is_main():
                 publish(file, json.dumps({"whole": whole, "between": between}, indent=1))
             engine.barrier()
+        self.guards.recall(engine.by_main(lambda: self.metrics.losses(step)))
+        if step and step % run.plan.evaluate_every == 0 and step < self.stage.steps:
+            # A training that was stopped here for what it forgot is so again.
+            found = self._losses(model, most=BETWEEN)
+            self._check_old(found, run.before().between, step)
+
+    def _losses(self, model: nn.Module, most: int | None = None) -> Losses:
+        run = self.shared
+        at_once = run.plan.at_once
+        return losses(model, run.sources, packed=run.packed, at_once=at_once, most=most)
 
     def _evaluate(self, model: nn.Module, step: int) -> None:
-        run = self.shared
-        found = losses(model, run.sources, packed=run.packed, most=BETWEEN)
-        self._look(found, run.before().between, step)
+        self._look(self._losses(model, most=BETWEEN), self.shared.before().between, step)
 
     def _look(self, found: Losses, before: Losses, step: int) -> None:
-        sources = self.shared.sources
         self.trainer.log({f"held_out/{name}": loss for name, loss in found.items()})
+        self._check_old(found, before, step)
+
+    def _check_old(self, found: Losses, before: Losses, step: int) -> None:
+        sources = self.shared.sources
         self.guards.check_old(old_losses(found, sources), old_losses(before, sources), step)
 
     # ---- What has come of it -------------------------------------------------------------------
 
-    def _finish(self, state: State) -> StageResult:
-        run = self.shared
-        state, averaged, of_last = self._average(state)
-        found = self._losses_of(state)
-        self._look(found, run.before().whole, self.stage.steps)
+    def _finish(self) -> StageResult:
+        state = trained_state(self.model)
+        averaged, of_last = self._average(state)
+        if not averaged:
+            self._keep(state)
+        round_as_stored(self.tuned)
+        found = self._losses(self.model)
+        self._look(found, self.shared.before().whole, self.stage.steps)
         assert self.trainer.in_use is not None
         result = StageResult(
             file=self.folder / DONE,
+            blake3=engine.by_main(lambda: checkpoints.file_hash(self.folder / DONE)),
             losses=found,
             frozen=len(self.frozen),
             engine=str(self.trainer.in_use),
@@ -276,29 +305,40 @@ class _Stage:
             losses_of_last=of_last,
             warnings=self.guards.warnings,
         )
-        if engine.is_main():
-            save_file(state, self.folder / DONE)  # nothing counts before the result beside it
-            publish(self.folder / RESULT, json.dumps(result.as_dict(), indent=1))
-            for checkpoint in checkpoints.checkpoints(self.folder):
-                shutil.rmtree(checkpoint)
-            if self.prefix is not None:
-                self.prefix.remove()
-        engine.barrier()
+        engine.by_main(lambda: self._publish(result))
         return result
 
-    def _average(self, state: State) -> tuple[State, list[int], Losses | None]:
-        """The mean of the last checkpoints and of what stands at the end, if one is asked for."""
-        number, last = self.shared.plan.spec.average, self.stage.steps
-        if number == 1:
-            return state, [], None
-        of_last = self._losses_of(state)
-        earlier = [c for c in checkpoints.checkpoints(self.folder) if checkpoints.step_of(c) < last]
-        chosen = earlier[: number - 1]
-        files = [folder / checkpoints.TRAINED for folder in chosen]
-        steps = [last, *(checkpoints.step_of(folder) for folder in chosen)]
-        return checkpoints.mean(files, state), sorted(steps), of_last
+    def _average(self, state: State) -> tuple[list[int], Losses | None]:
+        """Put the mean of the last checkpoints and of the end in its place, if one is asked for.
 
-    def _losses_of(self, state: State) -> Losses:
-        """On all held-out rows, of tensors as they will be stored."""
-        put(self.model, self.tuned.names.rounded(state))
-        return losses(self.model, self.shared.sources, packed=self.shared.packed)
+        Returns:
+            Steps of the checkpoints, and the losses without the mean.
+        """
+        spec, last = self.shared.plan.spec, self.stage.steps
+        if spec.average == 1:
+            return [], None
+        earlier = [
+            checkpoint
+            for checkpoint in checkpoints.checkpoints(self.folder)
+            if (step := checkpoints.step_of(checkpoint)) < last and step % spec.save_every == 0
+        ]
+        chosen = earlier[: spec.average - 1]
+        round_as_stored(self.tuned)
+        of_last = self._losses(self.model)
+        files = [folder / checkpoints.TRAINED for folder in chosen]
+        engine.by_main(lambda: self._keep(checkpoints.mean(files, state)))
+        put(self.model, load_file(self.folder / DONE))
+        return sorted([last, *map(checkpoints.step_of, chosen)]), of_last
+
+    def _keep(self, state: State) -> None:
+        """What was trained; it counts once a result lies beside it."""
+        if engine.is_main():
+            save_file(state, self.folder / DONE)
+
+    def _publish(self, result: StageResult) -> None:
+        noted = {name: value for name, value in asdict(result).items() if name != "file"}
+        publish(self.folder / RESULT, json.dumps(noted, indent=1))
+        for checkpoint in checkpoints.checkpoints(self.folder):
+            shutil.rmtree(checkpoint)
+        if self.prefix is not None:
+            self.prefix.remove()

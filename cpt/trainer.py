@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedDataParallelKwargs
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
@@ -38,7 +39,7 @@ class Wanted:
         identity: of the training, noted in each checkpoint; `stage`: which of its stages.
         sources: names of the sources, for losses.
         roles: name of a tensor that learns -> its role; `rates`: role -> learning rate.
-        begin: called with the model and its engine, before the first step.
+        begin: called with the model, its engine and the steps done, before the next one.
         evaluate: called with the model and the steps done, each `evaluate_every` steps; raises
             where the training is to stop.
         keep: checkpoints that stay.
@@ -50,7 +51,7 @@ class Wanted:
     roles: Mapping[str, str]
     rates: Mapping[str, float]
     guards: Guards
-    begin: Callable[[nn.Module, engine.InUse], None]
+    begin: Callable[[nn.Module, engine.InUse, int], None]
     evaluate: Callable[[nn.Module, int], None]
     evaluate_every: int
     engine: str
@@ -99,6 +100,13 @@ class CptTrainer(Trainer):
                 fix="its second stage, or --engine fsdp, which parts parameters too",
             )
 
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        found: dict[str, Any] = super()._build_accelerator_args(**kwargs)
+        for handler in found.get("kwargs_handlers", []):
+            if isinstance(handler, DistributedDataParallelKwargs):
+                handler.gradient_as_bucket_view = True  # else each gradient is there twice
+        return found
+
     def _prepare_for_training(self, max_steps: int, rows: Any, checkpoint: str | None) -> Any:
         prepare: Any = super()._prepare_for_training
         # transformers would look for a whole model in a checkpoint of DeepSpeed.
@@ -114,7 +122,7 @@ class CptTrainer(Trainer):
         )
         self.state.save_steps = int(self.args.save_steps)  # not those of the checkpoint
         tuned: Any = self.model
-        self.wanted.begin(tuned, self.in_use)
+        self.wanted.begin(tuned, self.in_use, int(self.state.global_step))
         return prepared
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -216,18 +224,19 @@ class CptTrainer(Trainer):
         self.state.log_history.clear()
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        before = self._told
+        """Evaluation comes first: who goes on from this step's checkpoint has had it."""
+        before, self._told = self._told, int(self.state.global_step)
+        due = self._told % self.wanted.evaluate_every == 0
+        if due and before != self._told < int(self.state.max_steps):
+            tuned: Any = self.model
+            is_due = self.control.should_log  # what is logged here takes it away
+            try:
+                self.wanted.evaluate(tuned, self._told)
+                self.control.should_log = is_due
+            except Exception:
+                self._save_before_the_step(args[2])
+                raise
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        self._told = step = int(self.state.global_step)
-        tuned: Any = self.model
-        due = step % self.wanted.evaluate_every == 0 and step < int(self.state.max_steps)
-        if step == before or not due:  # transformers comes by once more behind the last step
-            return
-        try:
-            self.wanted.evaluate(tuned, step)
-        except Exception:
-            self._save_before_the_step(args[2])
-            raise
 
     # ---- Checkpoints ---------------------------------------------------------------------------
 
@@ -249,20 +258,20 @@ class CptTrainer(Trainer):
         moments = self._moments(staged)
         self._save_rng_state(str(staged))
         engine.barrier()
-        if engine.is_main():
 
-            def write(folder: Path) -> None:
-                file = folder / checkpoints.TRAINED
-                checkpoints.save_state(state, file, place=self.folder, step=step)
-                if moments:
-                    save_file(moments, folder / checkpoints.MOMENTS)
-                schedule: Any = self.lr_scheduler
-                torch.save(schedule.state_dict(), folder / "scheduler.pt")
-                self.state.save_to_json(str(folder / "trainer_state.json"))
+        def write(folder: Path) -> None:
+            file = folder / checkpoints.TRAINED
+            checkpoints.save_state(state, file, place=self.folder, step=step)
+            if moments:
+                save_file(moments, folder / checkpoints.MOMENTS)
+            schedule: Any = self.lr_scheduler
+            torch.save(schedule.state_dict(), folder / "scheduler.pt")
+            self.state.save_to_json(str(folder / "trainer_state.json"))
 
-            note = {"training": self.wanted.identity, "stage": self.wanted.stage, "step": step}
-            checkpoints.publish(self.folder, name, write, note, keep=self.wanted.keep)
-        engine.barrier()
+        note = {"training": self.wanted.identity, "stage": self.wanted.stage, "step": step}
+        engine.by_main(
+            lambda: checkpoints.publish(self.folder, name, write, note, keep=self.wanted.keep)
+        )
 
     def _moments(self, staged: Path) -> dict[str, Tensor]:
         """The optimizer's state; DeepSpeed writes its own."""
@@ -293,6 +302,14 @@ class CptTrainer(Trainer):
             return
         folder = Path(checkpoint)
         tuned: Any = self.model
+        by_deepspeed = (folder / OPTIMIZER_OF_DEEPSPEED).is_dir()
+        if by_deepspeed != self.is_deepspeed_enabled:
+            raise HybridizeError(
+                f"this checkpoint was written {'by' if by_deepspeed else 'without'} DeepSpeed, "
+                "which keeps the optimizer's state in a way of its own",
+                fix="go on as the training began, or begin anew with --force",
+                place=checkpoint,
+            )
         if self.is_deepspeed_enabled:
             wrapped: Any = self.model_wrapped
             wrapped.load_checkpoint(str(folder / OPTIMIZER_OF_DEEPSPEED), load_module_strict=False)

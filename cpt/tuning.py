@@ -78,10 +78,6 @@ class Names:
         roles, learning = policy.roles, self.learning(policy)
         return {name: roles[self.layout[name].pieces[0].tensor] for name in learning}
 
-    def rounded(self, learnt: Mapping[str, Tensor]) -> State:
-        """What has learnt, in the dtypes that it is stored in."""
-        return {name: value.to(TORCH[self.layout[name].dtype]) for name, value in learnt.items()}
-
     def copies(self) -> dict[str, str]:
         """A tied head that lies in the files as well, and the embedding that it is a copy of."""
         there = open_checkpoint(self.folder).tensors
@@ -197,8 +193,23 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def trained_state(model: nn.Module) -> State:
-    """Tensors that learn, whole, in fp32, by name."""
-    return {n: whole(p) for n, p in model.named_parameters() if p.requires_grad}
+    """Tensors that learn, whole, in fp32, by name: copies, which the main process alone keeps."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            value = whole(parameter)
+            if engine.is_main():
+                found[name] = value.clone()
+    return found
+
+
+@torch.no_grad()
+def round_as_stored(tuned: Tuned) -> None:
+    """Give what learns the values that it will have on disk."""
+    for name, parameter in tuned.model.named_parameters():
+        if parameter.requires_grad:
+            stored = TORCH[tuned.names.layout[name].dtype]
+            parameter.copy_(parameter.to(stored).to(parameter.dtype))
 
 
 def frozen_hashes(model: nn.Module) -> dict[str, str]:
@@ -211,8 +222,11 @@ def frozen_hashes(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def check_frozen(model: nn.Module, before: Mapping[str, str]) -> None:
+def check_frozen(model: nn.Module, before: Mapping[str, str], place: str) -> None:
     """Nothing that is frozen has changed by a bit.
+
+    Args:
+        place: for the error.
 
     Raises:
         CheckFailed: something has.
@@ -220,7 +234,11 @@ def check_frozen(model: nn.Module, before: Mapping[str, str]) -> None:
     now = frozen_hashes(model)
     changed = engine.agreed([name for name, value in before.items() if now.get(name) != value])
     if changed:
-        raise CheckFailed(f"{len(changed)} frozen tensors have changed, {changed[0]} among them")
+        raise CheckFailed(
+            f"{len(changed)} frozen tensors have changed, {changed[0]} among them",
+            fix="nothing was written; report it, with the recipe",
+            place=place,
+        )
 
 
 def tensor_hash(tensor: Tensor) -> str:

@@ -1,7 +1,7 @@
 """What arrives at the first part that learns, kept on disk: a frozen prefix runs once (torch side).
 
-Rows go through it in blocks whose make-up depends on the order of the training alone, so that a
-training that is broken off and goes on reads the same bytes.
+Rows go through it in blocks whose make-up depends on the order of the training and on how many run
+at once, so that a training that is broken off and goes on reads the same bytes.
 """
 
 from __future__ import annotations
@@ -70,14 +70,16 @@ class Prefix:
 
     def _open(self, width: int, blocks: int) -> np.memmap[tuple[int, int], np.dtype[np.uint8]]:
         sizes = ((self.file, (len(self.rows), width)), (self._marks, (blocks, MARK)))
-        if engine.is_main():
-            there = self.file.stat().st_size if self.file.is_file() else 0
-            nbytes = len(self.rows) * width
-            check_disk(self.file.parent, nbytes - there, fix="write cache_prefix: false under cpt")
+
+        def make_room() -> None:
+            there = 512 * self.file.stat().st_blocks if self.file.is_file() else 0
+            nbytes = max(0, len(self.rows) * width - there)
+            check_disk(self.file.parent, nbytes, fix="write cache_prefix: false under cpt")
             for file, shape in sizes:
                 with file.open("ab") as growing:
                     growing.truncate(shape[0] * shape[1])
-        engine.barrier()
+
+        engine.by_main(make_room)
         self._bytes, marks = (np.memmap(f, np.uint8, "r+", shape=shape) for f, shape in sizes)
         return marks
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,61 @@ def test_the_mean_of_the_last_checkpoints_is_the_result(built: Path) -> None:
     assert stage["losses_of_last"]["code (new)"] != record["losses"]["code (new)"]["after"]
     shown = train(recipe, "averaged-again").stdout
     assert "the mean of 3 checkpoints, of steps 6, 8, 9; the last alone: code (new)" in shown
+
+
+def test_a_stage_hands_on_what_it_has_learnt_in_fp32(tmp_path: Path) -> None:
+    """What is measured and written is rounded to 16 bits; what the next one begins with is not."""
+    stages = [{"train": ["bridges"], "share": 0.5}, {"train": ["bridges"], "share": 0.5}]
+    recipe = prepare(tmp_path, stages=stages, **SHORT)
+    data = yaml.safe_load(recipe.read_text()) | {"dtype": "bfloat16"}
+    shutil.rmtree(tmp_path / "out")
+    build_in(tmp_path, data)
+    write_recipe(recipe, data)
+    folder = broken_off(recipe, "handed-on", pattern="done.json")
+    (value,) = load_file(folder / "done.safetensors").values()
+    assert value.dtype == torch.float32
+    assert not torch.equal(value, value.bfloat16().float())
+    done = train(recipe, "handed-on", "--resume")
+    assert done.exit_code == 0, done.output[-2000:]
+    ended(recipe, "whole")
+    assert tensors(tmp_path / "handed-on") == tensors(tmp_path / "whole")
+
+
+def test_a_stage_that_was_damaged_is_not_taken_up(built: Path) -> None:
+    stages = [{"train": ["bridges"], "share": 0.5}, {"train": ["norms"], "share": 0.5}]
+    recipe = changed(built, stages=stages, tokens=24 * 4 * 32)
+    folder = broken_off(recipe, "damaged", pattern="done.json")
+    content = bytearray((folder / "done.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "done.safetensors").write_bytes(content)
+    done = train(recipe, "damaged", "--resume")
+    assert done.exit_code == 1
+    assert "what this stage has trained is not what was written" in done.stderr
+
+
+def test_a_mistake_at_resume_costs_nothing(built: Path) -> None:
+    """Text that is not there any more, before the first checkpoint: what was begun stays."""
+    recipe = changed(built, tokens=400 * 4 * 32, save_every=400)
+    folder = broken_off(recipe, "early-kill", pattern="../start.json")
+    text = built.parent / "code.txt"
+    kept = text.read_text()
+    text.write_text(kept + "more = 1")
+    try:
+        done = train(recipe, "early-kill", "--resume")
+    finally:
+        text.write_text(kept)
+    assert done.exit_code == 1
+    assert "other text" in done.stderr
+    assert (folder.parent / "start.json").is_file()
+
+
+def test_the_mean_goes_by_the_checkpoints_that_the_recipe_asks_for(built: Path) -> None:
+    recipe = changed(built, average=2, tokens=40 * 4 * 32, save_every=10)
+    broken_off(recipe, "mean-of-others")
+    other = changed(built, average=2, tokens=40 * 4 * 32, save_every=5)
+    done = train(other, "mean-of-others", "--resume")
+    assert done.exit_code == 1
+    assert "save_every was 10, in this run it is 5" in done.stderr
 
 
 def test_a_mean_is_that_of_its_tensors(tmp_path: Path) -> None:
@@ -327,6 +383,9 @@ def test_old_text_that_gets_worse_stops_a_training_with_a_checkpoint(built: Path
     assert "the loss on 'prose (old)' has risen by" in done.stderr
     assert "checkpoint-3 holds what was learnt before" in done.stderr
     assert (built.parent / "forgot.work" / "stage-0" / "checkpoint-3" / "checkpoint.json").is_file()
+    same = train(recipe, "forgot", "--resume")
+    assert same.exit_code == 1
+    assert "at step 3; 0.01 is the limit" in same.stderr
     again = train(changed(built, guards={"rise": None}, **wild), "forgot", "--resume")
     assert again.exit_code == 0, again.output[-2000:]
     assert "stage 0 goes on from checkpoint-3" in again.stderr
@@ -346,9 +405,11 @@ def test_a_spike_stops_before_it_is_learnt(built: Path, monkeypatch: pytest.Monk
     step = int(checkpoint.name.removeprefix("checkpoint-"))
     assert f"in step {step + 1}," in done.stderr
     calm = {"learning_rate": 1e-9, "save_every": 50}
-    assert (
-        train(changed(built, guards={"spike": None}, **calm), "spiked", "--resume").exit_code == 0
-    )
+    again = train(recipe, "spiked", "--resume")
+    assert again.exit_code == 1  # what is usual is remembered
+    assert f"in step {step + 1}," in again.stderr
+    let_pass = changed(built, guards={"spike": None}, **calm)
+    assert train(let_pass, "spiked", "--resume").exit_code == 0
     ended(changed(built, guards={"spike": None}, **calm), "calm")
     assert tensors(built.parent / "spiked") == tensors(built.parent / "calm")
 

@@ -320,6 +320,29 @@ def test_sixteen_bits_learn_in_fp32_and_are_stored_in_sixteen(tmp_path: Path, fi
     assert all(name.startswith(learns) for name in changed)
 
 
+@pytest.mark.gpu
+def test_a_gpu_trains_as_a_processor_does(tmp_path: Path) -> None:
+    """In 16 bits, with accumulation and checkpointing."""
+    recipe = prepare(tmp_path, checkpointing=True, at_once=2, train=["bridges", {"shallow": 1}])
+    import yaml
+
+    data = yaml.safe_load(recipe.read_text()) | {"dtype": "bfloat16"}
+    shutil.rmtree(tmp_path / "out")
+    build_in(tmp_path, data)
+    write_recipe(recipe, data)
+    records = []
+    for device in ("cuda", "cpu"):
+        done = train(recipe, device, "--device", device, "--json")
+        assert done.exit_code == 0, done.output[-2000:]
+        records.append(json.loads(done.stdout))
+    for name, pair in records[0]["losses"].items():
+        assert pair["before"] == pytest.approx(records[1]["losses"][name]["before"], abs=2e-2)
+        assert pair["after"] == pytest.approx(records[1]["losses"][name]["after"], abs=5e-2)
+    before, after = tensors(tmp_path / "out"), tensors(tmp_path / "cuda")
+    learns = ("model.bridges.", "model.layers.0.")
+    assert all(name.startswith(learns) for name in before if before[name] != after[name])
+
+
 @pytest.mark.parametrize(
     ("model_type", "apart"),
     [("llama", True), ("qwen3", True), ("mamba2", False), ("olmo_hybrid", False), ("jamba", False)],
