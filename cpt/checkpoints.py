@@ -136,6 +136,7 @@ def moments_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> State:
     """The optimizer's state, whole, as `NAME/exp_avg` and so on; none of what is frozen."""
     found: State = {}
     for name, parameter in model.named_parameters():
+        assert not parameter.requires_grad or parameter in optimizer.state, name
         for key, value in optimizer.state.get(parameter, {}).items():
             full = whole(torch.as_tensor(value))
             if engine.is_main():  # the others only take part

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from hybridize.cpt import engine
 from hybridize.cpt.data.blocks import IGNORED, Blocks
@@ -40,6 +41,11 @@ def losses(
         for s in sources
     }
     model.train(was_training)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # After a forward without a backward some parameters lie whole, and are not those that
+            # the optimizer knows.
+            module.reshard()
     return found
 
 
