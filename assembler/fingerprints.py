@@ -30,18 +30,25 @@ def file_hash(path: Path) -> str:
     """
     real = path.resolve()
     if real.stat().st_size < SMALL:
-        return blake3(real.read_bytes()).hexdigest()
+        return content_hash(real)
     note = cache_folder() / "hashes" / f"{blake3(os.fsencode(real)).hexdigest()[:32]}.json"
     before = _state(real)
     remembered = _read(note)
     if remembered is not None and remembered["state"] == before:
         return str(remembered["blake3"])
-    content = Range(real, 0, before["size"], "U8", path.name)
-    digest = hash_ranges([content])
+    digest = content_hash(real)
     if _state(real) == before and time.time() - before["changed_ns"] / 1e9 > RACY:
         with suppress(OSError):  # a cache that cannot be written costs time and nothing else
             _write(note, {"state": before, "blake3": digest})
     return digest
+
+
+def content_hash(path: Path) -> str:
+    """BLAKE3 of a file's content, read now, whatever is remembered."""
+    nbytes = path.stat().st_size
+    if nbytes < SMALL:
+        return blake3(path.read_bytes()).hexdigest()
+    return hash_ranges([Range(path, 0, nbytes, "U8", path.name)])
 
 
 def _state(path: Path) -> dict[str, int]:

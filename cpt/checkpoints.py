@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from blake3 import blake3
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from hybridize.assembler.fingerprints import content_hash
 from hybridize.cpt import engine
 from hybridize.cpt.identity import Identity, check_same
 from hybridize.cpt.tuning import State, like, whole
@@ -26,7 +26,6 @@ from hybridize.errors import CheckFailed
 
 TRAINED, MOMENTS, MANIFEST = "trained.safetensors", "optimizer.safetensors", "checkpoint.json"
 PREFIX = "checkpoint-"
-BLOCK = 1 << 20  # bytes that are hashed at a time
 
 
 def publish(
@@ -47,7 +46,7 @@ def publish(
     staged = staging(folder, name)
     write(staged)
     inside = sorted(path for path in staged.rglob("*") if path.is_file())
-    files = {path.relative_to(staged).as_posix(): file_hash(path) for path in inside}
+    files = {path.relative_to(staged).as_posix(): content_hash(path) for path in inside}
     (staged / MANIFEST).write_text(json.dumps({**note, "files": files}, indent=1))
     shutil.rmtree(folder / name, ignore_errors=True)
     staged.rename(folder / name)
@@ -101,19 +100,10 @@ def newest_whole(folder: Path, identity: Identity) -> Path | None:
 def _whole(checkpoint: Path) -> dict[str, Any] | None:
     try:
         manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text())
-        same = all(file_hash(checkpoint / name) == h for name, h in manifest["files"].items())
+        same = all(content_hash(checkpoint / name) == h for name, h in manifest["files"].items())
         return manifest if same and TRAINED in manifest["files"] else None
     except (OSError, ValueError, KeyError):
         return None
-
-
-def file_hash(file: Path) -> str:
-    """BLAKE3 of a file's content."""
-    found = blake3()
-    with file.open("rb") as stream:
-        while part := stream.read(BLOCK):
-            found.update(part)
-    return found.hexdigest()
 
 
 def save_state(state: State, file: Path, *, place: Path, step: int) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
+from hybridize.console import token_progress
 from hybridize.errors import CheckFailed, Finding, HybridizeError
 
 T = TypeVar("T")
@@ -153,17 +154,13 @@ def by_main(work: Callable[[], T]) -> T:
 
 
 @contextmanager
-def main_first() -> Iterator[None]:
-    """The main process goes through alone, then the others: they find what it has left."""
-    if not is_main() and not agreed(None):
-        raise HybridizeError("process 0 failed")
-    whole = False
-    try:
-        yield
-        whole = True
-    finally:
-        if is_main():
-            agreed(whole)
+def progress(label: str, unit: str) -> Iterator[Callable[..., None]]:
+    """`token_progress`, shown by the main process alone."""
+    if not is_main():
+        yield lambda *told: None
+    else:
+        with token_progress(label, unit) as tell:
+            yield tell
 
 
 def fsdp_on_cpu() -> None:

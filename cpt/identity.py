@@ -14,6 +14,7 @@ from typing import Any
 from blake3 import blake3
 
 from hybridize.assembler.fingerprints import file_hash
+from hybridize.checkpoint import open_checkpoint
 from hybridize.cpt.policy import difference
 from hybridize.cpt.stack import Stack
 from hybridize.cpt.stages import Stage
@@ -28,7 +29,7 @@ Identity = dict[str, Any]
 
 def identity_of(stack: Stack, stages: Sequence[Stage], spec: CptSpec) -> Identity:
     """What is known before any text is read."""
-    files = sorted({tensor.file for tensor in _files(stack)})
+    files = sorted({tensor.file for tensor in open_checkpoint(stack.folder).tensors.values()})
     # Which checkpoints there are decides the result where their mean is taken.
     watching = WATCHING - ({"save_every"} if spec.average > 1 else set())
     settings = spec.model_dump(mode="json", exclude=watching)
@@ -40,12 +41,6 @@ def identity_of(stack: Stack, stages: Sequence[Stage], spec: CptSpec) -> Identit
         "stages": [stage.as_dict() for stage in stages],
         "settings": settings,
     }
-
-
-def _files(stack: Stack) -> Any:
-    from hybridize.checkpoint import open_checkpoint
-
-    return open_checkpoint(stack.folder).tensors.values()
 
 
 def key_of(identity: Identity) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from hybridize.cpt import engine
+from hybridize.publishing import publish
 
 FILE = "metrics.jsonl"
 
@@ -87,6 +88,4 @@ def forget(file: Path, stage: int, step: int, *, measured_again: bool = False) -
         if (at := (line["stage"], line["step"])) <= here
         and not (measured_again and at == here and "loss" not in line)
     ]
-    staged = file.with_name(f".{file.name}")
-    staged.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
-    staged.rename(file)
+    publish(file, "".join(f"{json.dumps(line)}\n" for line in kept))

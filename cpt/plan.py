@@ -50,8 +50,10 @@ class CptPlan:
         Raises:
             HybridizeError: a prefix is to be cached of a model that no process has whole.
         """
+        if self.spec.cache_prefix is not True:
+            return
         place = self.recipe.place("cpt", "cache_prefix")
-        if self.spec.cache_prefix is True and engine in ("fsdp", "deepspeed"):
+        if engine in ("fsdp", "deepspeed"):
             raise HybridizeError(
                 f"a frozen prefix is cached where a process has the whole model; {engine} parts it",
                 fix="write cache_prefix: false, or train by ddp",
@@ -59,7 +61,7 @@ class CptPlan:
             )
         for i, stage in enumerate(self.stages):
             lowest = stage.policy.trained[0].name
-            if self.spec.cache_prefix is True and stage.policy.first_trained[0] < 1:
+            if stage.policy.first_trained[0] < 1:
                 raise HybridizeError(
                     f"stage {i} has no frozen prefix to cache: {lowest} learns",
                     fix="write cache_prefix: auto",

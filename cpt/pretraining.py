@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from safetensors.torch import load_file
 from hybridize.assembler.staging import MANIFEST
 from hybridize.assembler.windows import Reader
 from hybridize.checkpoint import read_json
-from hybridize.console import token_progress
 from hybridize.cpt import engine
 from hybridize.cpt.data.text import Source, gather_sources
 from hybridize.cpt.export import export
@@ -100,7 +98,7 @@ def _train_stages(
     results: list[StageResult] = []
     learnt: State = {}
     done = 0
-    with _progress("training", "steps") as tell:
+    with engine.progress("training", "steps") as tell:
         for i, stage in enumerate(plan.stages):
 
             def told(steps: int, loss: float, before: int = done) -> None:
@@ -120,28 +118,23 @@ def _open(plan: CptPlan, work: Path, how: How, identity: Identity) -> tuple[Run,
         tuned.names.learning(stage.policy)  # else a later stage would fail after hours
     packed = engine.by_main(lambda: isolates(tuned, plan.spec.length))
     reader = Reader(plan.recipe.name, plan.stack.folder, rows=plan.stack.vocabulary)
-    with engine.main_first(), _progress("reading text", "tokens") as told:
-        sources = gather_sources(
-            plan.recipe,
-            reader,
-            packed=packed,
-            tokens=plan.spec.tokens,
-            offline=how.offline,
-            progress=told,
-        )
+    with engine.progress("reading text", "tokens") as told:
+
+        def gather() -> list[Source]:
+            return gather_sources(
+                plan.recipe,
+                reader,
+                packed=packed,
+                tokens=plan.spec.tokens,
+                offline=how.offline,
+                progress=told,
+            )
+
+        engine.by_main(lambda: len(gather()))  # it packs; then all find what it has left
+        sources = gather()
     whole = {**identity, "packed": packed, "text": [_text(source) for source in sources]}
     engine.by_main(lambda: _note_training(work / FILE, whole))
     return Run(plan, sources, work, how, whole, packed), tuned.names
-
-
-@contextmanager
-def _progress(label: str, unit: str) -> Iterator[Callable[..., None]]:
-    """Shown by the main process alone."""
-    if not engine.is_main():
-        yield lambda *told: None
-    else:
-        with token_progress(label, unit) as tell:
-            yield tell
 
 
 def _text(source: Source) -> dict[str, Any]:

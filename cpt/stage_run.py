@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainingArguments
 
-from hybridize.console import say, token_progress
+from hybridize.assembler.fingerprints import content_hash
+from hybridize.console import say
 from hybridize.cpt import checkpoints, engine
 from hybridize.cpt.arguments import training_arguments
 from hybridize.cpt.data.blocks import mixture
@@ -136,7 +137,7 @@ def run_stage(run: Run, index: int, stage: Stage, learnt: State, tell: Told) -> 
     folder = run.folder(index)
     if (folder / RESULT).is_file():
         result = StageResult(file=folder / DONE, **json.loads((folder / RESULT).read_text()))
-        if not result.file.is_file() or checkpoints.file_hash(result.file) != result.blake3:
+        if not result.file.is_file() or content_hash(result.file) != result.blake3:
             raise CheckFailed(
                 "what this stage has trained is not what was written",
                 fix="begin anew with --force",
@@ -240,8 +241,7 @@ class _Stage:
             given = {n: value.to(device) for n, value in batch.items() if n != "labels"}
             return self.forward.below(**given)
 
-        with token_progress("running the frozen prefix", "rows") as told:
-            tell = told if engine.is_main() else lambda done, total: None
+        with engine.progress("running the frozen prefix", "rows") as tell:
             prefix.fill(below, run.plan.at_once, tell)
         return prefix
 
@@ -290,14 +290,14 @@ class _Stage:
         state = trained_state(self.model)
         averaged, of_last = self._average(state)
         if not averaged:
-            self._keep(state)
+            engine.by_main(lambda: self._keep(state))
         round_as_stored(self.tuned)
         found = self._losses(self.model)
         self._look(found, self.shared.before().whole, self.stage.steps)
         assert self.trainer.in_use is not None
         result = StageResult(
             file=self.folder / DONE,
-            blake3=engine.by_main(lambda: checkpoints.file_hash(self.folder / DONE)),
+            blake3=engine.by_main(lambda: content_hash(self.folder / DONE)),
             losses=found,
             frozen=len(self.frozen),
             engine=str(self.trainer.in_use),
@@ -332,8 +332,7 @@ class _Stage:
 
     def _keep(self, state: State) -> None:
         """What was trained; it counts once a result lies beside it."""
-        if engine.is_main():
-            save_file(state, self.folder / DONE)
+        save_file(state, self.folder / DONE)
 
     def _publish(self, result: StageResult) -> None:
         noted = {name: value for name, value in asdict(result).items() if name != "file"}

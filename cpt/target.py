@@ -7,16 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hybridize.assembler.staging import MANIFEST
 from hybridize.checkpoint import read_json
 from hybridize.errors import HybridizeError
 from hybridize.positions import parse_yaml
-from hybridize.recipe import RecipeFile, load_recipe, read_recipe
+from hybridize.recipe import RecipeFile, checked_sections, load_recipe, read_recipe
 from hybridize.recipe_sections import CptSpec
-
-COMMAND_LINE = Path("command line")  # what errors in options name
 
 
 @dataclass(frozen=True)
@@ -102,11 +98,7 @@ def _text_of(text: Sequence[str], old: Sequence[str]) -> Any:
         return None
     here = {"new": text or old, "old": old}
     data = {kind: [str(Path.cwd() / name) for name in names] for kind, names in here.items()}
-    made = {
-        "donors": {"x": {"model": "x"}},
-        "slots": [{"from": "x", "layer": 0}],
-        "cpt": {"data": {kind: names for kind, names in data.items() if names}},
-    }
-    read = read_recipe(parse_yaml(yaml.safe_dump(made, sort_keys=False), COMMAND_LINE))
-    assert read.recipe.cpt is not None
-    return read.recipe.cpt.data
+    given = {kind: names for kind, names in data.items() if names}
+    checked = checked_sections({"cpt": {"data": given}})
+    assert checked.cpt is not None
+    return checked.cpt.data

@@ -7,16 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hybridize.diagnostics.subjects import Subject, model_subject, recipe_subjects
 from hybridize.errors import HybridizeError
 from hybridize.plugins import plugin_names
-from hybridize.positions import parse_yaml
-from hybridize.recipe import RecipeFile, load_recipe, read_recipe
+from hybridize.recipe import RecipeFile, checked_sections, load_recipe, made_recipe
 from hybridize.recipe_sections import CalibrationSpec
-
-COMMAND_LINE = Path("command line")  # what errors in options name
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,7 @@ def find_target(
         "donors": {subject.name: {"model": str(subject.checkpoint.folder)}},
         "slots": [{"from": subject.name, "layer": 0}],
     }
-    return Target(subject.name, _recipe({**made, **options.sections()}), [subject])
+    return Target(subject.name, made_recipe({**made, **options.sections()}), [subject])
 
 
 def with_options(recipe: RecipeFile, options: Options) -> RecipeFile:
@@ -92,22 +87,16 @@ def with_options(recipe: RecipeFile, options: Options) -> RecipeFile:
     given = options.sections()
     if not given:
         return recipe
-    checked = _recipe(
-        {"donors": {"x": {"model": "x"}}, "slots": [{"from": "x", "layer": 0}], **given}
-    )
+    checked = checked_sections(given)
     update: dict[str, Any] = {}
     if "diagnostics" in given:
-        fields = {name: getattr(checked.recipe.diagnostics, name) for name in given["diagnostics"]}
+        fields = {name: getattr(checked.diagnostics, name) for name in given["diagnostics"]}
         update["diagnostics"] = recipe.recipe.diagnostics.model_copy(update=fields)
     if "calibration" in given:
-        assert checked.recipe.calibration is not None
+        assert checked.calibration is not None
         spec = recipe.recipe.calibration or CalibrationSpec()
-        update["calibration"] = spec.model_copy(update={"data": checked.recipe.calibration.data})
+        update["calibration"] = spec.model_copy(update={"data": checked.calibration.data})
     return RecipeFile(recipe.recipe.model_copy(update=update), recipe.document)
-
-
-def _recipe(data: dict[str, Any]) -> RecipeFile:
-    return read_recipe(parse_yaml(yaml.safe_dump(data, sort_keys=False), COMMAND_LINE))
 
 
 def _absolute(name: str) -> str:

@@ -9,10 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from hybridize.errors import Finding, HybridizeError
-from hybridize.positions import Document, read_yaml
+from hybridize.positions import Document, parse_yaml, read_yaml
 from hybridize.recipe_mistakes import check
 from hybridize.recipe_sections import Recipe
+
+COMMAND_LINE = Path("command line")  # what errors in options name
 
 
 class RecipeFile:
@@ -59,6 +63,17 @@ def read_recipe(document: Document) -> RecipeFile:
             Finding(found, fix, document.place(where)) for where, found, fix in ordered
         )
     return RecipeFile(recipe, document)
+
+
+def made_recipe(data: dict[str, Any]) -> RecipeFile:
+    """`load_recipe` for what a command line says; errors name that."""
+    return read_recipe(parse_yaml(yaml.safe_dump(data, sort_keys=False), COMMAND_LINE))
+
+
+def checked_sections(sections: dict[str, Any]) -> Recipe:
+    """Sections of a recipe from the command line, checked as if they stood in one."""
+    whole = {"donors": {"x": {"model": "x"}}, "slots": [{"from": "x", "layer": 0}], **sections}
+    return made_recipe(whole).recipe
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -124,7 +124,7 @@ def _documents(source: TextSource, offline: bool, longest: int | None) -> Iterat
     for file in source.files:
         if file.path.suffix.lower() == ".parquet":
             yield from _read_parquet(file, source.spec.field)
-        elif _kind(file.path) in JSON_LINES:
+        elif kind_of(file.path) in JSON_LINES:
             yield from _read_lines(file, source.spec.field)
         else:
             yield _read_plain(file, longest)
@@ -184,7 +184,7 @@ def _glob(base: Path, pattern: str) -> Iterator[Path]:
     return base.joinpath(*parts[:first]).glob("/".join(parts[first:]))
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
     """The ending that says what a file holds."""
     return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
 

@@ -20,7 +20,7 @@ from hybridize.cpt.data.tokens import Tokens
 from hybridize.errors import Finding, HybridizeError
 from hybridize.recipe import RecipeFile
 from hybridize.recipe_sections import TextSpec
-from hybridize.text import TextFile, TextSource, find_text, read_text
+from hybridize.text import TextFile, TextSource, find_text, kind_of, read_text
 
 NEW, OLD = "new", "old"
 
@@ -219,8 +219,7 @@ def _is_local(source: TextSource) -> bool:
 
 def _reading(path: Path) -> tuple[bool, str]:
     """Whether a file is gzipped, and the ending that says what it holds."""
-    is_packed = path.suffix == ".gz"
-    return is_packed, Path(path.stem if is_packed else path.name).suffix.lower()
+    return path.suffix == ".gz", kind_of(path)
 
 
 def _contents(source: TextSource) -> list[list[str]]:
