@@ -128,7 +128,7 @@ class _Work:
             affine, init, shrink = _solve(bridge, sums, self.windows)
             if span is not None:
                 judges = [goals[1] for goals in sums.held_out]
-                null, _ = _best(ridge(sums.seen[1], bias=True), judges, self.windows)
+                null, _ = best_map(ridge(sums.seen[1], bias=True), judges, self.windows)
                 self.fitted.nulls.append(Null(bridge, span.first, span.last, null))
         self._keep(bridge, sums, affine, init, shrink)
 
@@ -159,9 +159,10 @@ class _Work:
     def _loss(self) -> float:
         """The hybrid's loss as it is, over the domains by their share of the text."""
         models, nats = self.models, whole(self.models.hybrid)
+        losses = (held_out_loss(part, models.reader, nats, self.progress) for part in self.windows)
+        shares = (part.domain.tokens for part in self.windows)
         return sum(
-            held_out_loss(part, models.reader, nats, self.progress)["per_byte"] * part.domain.tokens
-            for part in self.windows
+            float(loss["per_byte"]) * share for loss, share in zip(losses, shares, strict=True)
         )
 
     def _keep(
@@ -291,7 +292,7 @@ def _solve(
         turned = procrustes(seen, bias=bridge.bias)
         return closest(bridge, turned, seen), "procrustes", None
     maps = (closest(bridge, affine, seen) for affine in ridge(seen, bias=bridge.bias))
-    affine, index = _best(maps, judges, windows)
+    affine, index = best_map(maps, judges, windows)
     if bridge.init == "auto":
         eye = _identity(bridge, seen.xx.device)
         eye = Affine(closest(bridge, eye, seen).weight, eye.bias)
@@ -308,7 +309,7 @@ def closest(bridge: Bridge, affine: Affine, seen: Sums) -> Affine:
     return seen.affine(found.weight, bias=bridge.bias)
 
 
-def _best(
+def best_map(
     maps: Iterable[Affine], judges: Sequence[Sums], windows: Sequence[Windows]
 ) -> tuple[Affine, int]:
     """The map with the least error on held-out text, and which of them it is."""

@@ -1,7 +1,8 @@
 """Is a hybrid worth anything? Its loss beside that of what it must beat (torch side).
 
 Measured on held-out text, in nats per byte, since tokenizers differ: each donor alone; each span of
-slots between two bridges replaced by a matrix; and a model that knows only how frequent tokens are.
+slots between two bridges replaced by a matrix; each swapped module removed, and replaced by a
+matrix; and a model that knows only how frequent tokens are.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from torch import Tensor
 from hybridize.assembler.bridging import Null
 from hybridize.assembler.models import Models, Nats, Progress, held_out_loss, whole
 from hybridize.assembler.streams import Stream
+from hybridize.assembler.swap_controls import measure_swaps
 from hybridize.assembler.windows import Encoded, Reader, Windows
 
-Losses = dict[str, dict[str, float]]  # by domain
+Losses = dict[str, dict[str, Any]]  # by domain
 
 
 @torch.no_grad()
@@ -35,9 +37,10 @@ def measure(
         donors: losses of donors alone on this text, if they are known.
 
     Returns:
-        Of each, by domain, `per_byte` and `per_token` of its own tokenizer, in nats.
+        Of each, by domain, `per_byte`, `per_token` of its own tokenizer, and the sum of each of the
+        `stretches`, in nats.
         `hybrid`, `unigram`: losses; `donors`: of each donor; `null`: of the hybrid with one span
-        replaced, by the slots of the span.
+        replaced, by the slots of the span; `swaps`: see `measure_swaps`.
     """
 
     def losses(reader: Reader, nats: Nats) -> Losses:
@@ -52,6 +55,9 @@ def measure(
             for donor in models.donors
         },
         "null": {null.span: losses(models.reader, _without(models, null)) for null in nulls},
+        "swaps": measure_swaps(
+            models, windows, lambda: losses(models.reader, whole(models.hybrid)), progress
+        ),
         "hybrid": losses(models.reader, whole(models.hybrid)),
     }
 

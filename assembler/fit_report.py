@@ -9,10 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hybridize.assembler.comparison import Losses, gaps
 from hybridize.console import count
 
 Fit = Mapping[str, Any]  # as `fitting.run` gives it
-Losses = Mapping[str, Mapping[str, float]]  # by domain
+UNIGRAM = "unigram model"
 
 
 def fit_table(fit: Fit) -> RenderableType:
@@ -27,17 +28,26 @@ def fit_table(fit: Fit) -> RenderableType:
 def loss_rows(fit: Fit) -> Iterator[tuple[str, Losses]]:
     """Every model that was measured, the hybrid last."""
     losses = fit["losses"]
-    yield "unigram model", losses["unigram"]
+    yield UNIGRAM, losses["unigram"]
     for donor, row in losses["donors"].items():
         yield f"{donor} alone", row
+    yield from replaced_rows(fit)
+    yield "this hybrid", losses["hybrid"]
+
+
+def replaced_rows(fit: Fit) -> Iterator[tuple[str, Losses]]:
+    """The hybrid with a part of it replaced by something trivial."""
+    losses = fit["losses"]
     for span, row in losses["null"].items():
         yield f"a matrix for {span}", row
-    yield "this hybrid", losses["hybrid"]
+    for swap in losses["swaps"]:
+        yield f"slot {swap['slot']} without its {swap['module']}", swap["removed"]
+        yield f"a matrix for slot {swap['slot']}'s {swap['module']}", swap["matrix"]
 
 
 def verdict(fit: Fit) -> list[str]:
     """What a user should know before anything else is done with the model."""
-    return [*_weak(fit), *_against_controls(fit)]
+    return [*_weak(fit), *(f"{name}: {words}" for name, words in beside_controls(fit).items())]
 
 
 def _weak(fit: Fit) -> Iterator[str]:
@@ -49,22 +59,27 @@ def _weak(fit: Fit) -> Iterator[str]:
             )
 
 
-def _against_controls(fit: Fit) -> Iterator[str]:
-    """Of every domain, whether the hybrid beats its controls."""
+def beside_controls(fit: Fit) -> dict[str, str]:
+    """Of every domain, the hybrid beside the best donor, and the controls that it does not beat."""
     losses = fit["losses"]
-    for domain in fit["domains"]:
-        name = domain["name"]
-        here = losses["hybrid"][name]["per_byte"]
-        best = min(losses["donors"], key=lambda d: losses["donors"][d][name]["per_byte"])
-        gap = here - losses["donors"][best][name]["per_byte"]
-        better = "worse" if gap > 0 else "better"
-        words = f"{name}: {abs(gap):.3f} nats per byte {better} than {best} alone"
-        idle = [s for s, row in losses["null"].items() if row[name]["per_byte"] <= here]
-        if idle:
-            words += f"; worth no more than a matrix: {', '.join(idle)}"
-        if here >= losses["unigram"][name]["per_byte"]:
-            words += "; no better than knowing how frequent tokens are"
-        yield words
+    hybrid, found = losses["hybrid"], {}
+    controls = [(UNIGRAM, losses["unigram"]), *replaced_rows(fit)]
+    for domain in hybrid:
+        best = best_donor(fit, domain)
+        words = gaps(hybrid, losses["donors"][best])[domain].beside(f"{best} alone")
+        beside = {name: gaps(hybrid, row)[domain] for name, row in controls}
+        if ahead := [name for name, gap in beside.items() if gap.worse]:
+            words += f"; better than this hybrid: {', '.join(ahead)}"
+        if equal := [name for name, gap in beside.items() if not gap.certain]:
+            words += f"; no measurable difference: {', '.join(equal)}"
+        found[domain] = words
+    return found
+
+
+def best_donor(fit: Fit, domain: str) -> str:
+    """The donor whose loss alone is the lowest on a domain."""
+    donors: dict[str, Losses] = fit["losses"]["donors"]
+    return min(donors, key=lambda name: float(donors[name][domain]["per_byte"]))
 
 
 def _bridges(fit: Fit) -> Table:

@@ -17,6 +17,7 @@ from hybridize.assembler.loading import Weights
 from hybridize.assembler.models import Models
 from hybridize.assembler.stack import Bridge
 from hybridize.assembler.streams import Stream
+from hybridize.assembler.swap_controls import groups, swapped
 from hybridize.assembler.windows import Domain, Reader, Windows, cut
 from hybridize.errors import HybridizeError
 
@@ -140,7 +141,8 @@ def _tokens_to_read(models: Models, windows: Sequence[Windows]) -> int:
     whole = sum(part.length * (len(part.fit) + len(part.held_out)) for part in windows)
     judged = sum(part.length * len(part.held_out) for part in windows)
     fits = sum(bridge.fitted for bridge in models.bridges)
-    return whole * fits + judged * (2 + len(models.donors) + fits)
+    passes = fits + len(groups(models, windows))
+    return whole * passes + judged * (2 + len(models.donors) + fits + 2 * len(swapped(models)))
 
 
 @torch.no_grad()

@@ -111,14 +111,22 @@ def whole(model: HybridForCausalLM) -> Nats:
 
 
 @torch.no_grad()
-def held_out_loss(
-    part: Windows, reader: Reader, nats: Nats, progress: Progress
-) -> dict[str, float]:
-    """Mean loss on the held-out text of a domain, `per_byte` and `per_token`, in nats."""
-    total, tokens = 0.0, 0
+def held_out_loss(part: Windows, reader: Reader, nats: Nats, progress: Progress) -> dict[str, Any]:
+    """Loss on the held-out text of a domain, in nats.
+
+    Returns:
+        Means `per_byte` and `per_token`, and the sums of the `stretches`, for comparisons.
+    """
+    stretches: list[float] = []
+    tokens = 0
     for texts in batches(part.held_out, part.rows(BATCH)):
         batch = reader.encode(texts)
-        total += float(nats(batch).sum())
+        stretches += nats(batch).tolist()
         tokens += batch.num_tokens
         progress(batch.tokens.numel())
-    return {"per_byte": total / part.held_out_bytes, "per_token": total / tokens}
+    total = sum(stretches)
+    return {
+        "per_byte": total / part.held_out_bytes,
+        "per_token": total / tokens,
+        "stretches": stretches,
+    }

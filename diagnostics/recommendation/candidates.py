@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 
+from hybridize.assembler.comparison import LEVEL, SAME, chance
 from hybridize.assembler.donors import Donor
 from hybridize.assembler.vocabulary import refuse_other_tokens
 from hybridize.diagnostics.recommendation.placement import Estimate, Rules, Scores, Spot, z_scores
@@ -89,10 +90,20 @@ def qualities(traces: Sequence[Trace]) -> dict[str, float]:
     return {trace.model.name: _quality(trace, traces).value for trace in traces}
 
 
-def worthless(traces: Sequence[Trace], rules: Rules) -> list[Spot]:
-    """Layers whose donor does better with a linear map in their place, beyond twice the error."""
+def worthless(traces: Sequence[Trace], rules: Rules) -> dict[Spot, Estimate]:
+    """Layers that raise their donor's loss beside a linear map in their place, and by how much.
+
+    Of all candidate layers together chance may take one for such in one run of twenty: each is held
+    to the level over their number (Bonferroni).
+    """
     values = _of_layers(traces, rules, _value)
-    return sorted(spot for spot, e in values.items() if e.value + 2 * e.error < 0)
+    freedom = {t.model.name: sum(len(x.stretches) for x in t.losses.values()) - 1 for t in traces}
+    return {
+        spot: Estimate(-e.value, e.error)
+        for spot, e in sorted(values.items())
+        if -e.value >= SAME
+        and chance(e.value, e.error, freedom[spot.donor]) / 2 < LEVEL / len(values)
+    }
 
 
 def _quality(trace: Trace, traces: Sequence[Trace]) -> Estimate:

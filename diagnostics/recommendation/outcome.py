@@ -10,16 +10,19 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hybridize.assembler.comparison import gaps
+from hybridize.assembler.fit_report import Fit, beside_controls, best_donor
 from hybridize.diagnostics.recommendation.placement import PARTS, Placement, Run, Spot
 
 if TYPE_CHECKING:
     from hybridize.diagnostics.recommendation.recommending import Candidate, Recommendation
 
 SHOWN = 5  # placements by score
-SAME = 0.0005  # nats per byte, which three digits do not show
+FLIPPED_WORDS = "the flipped placement"
 PRIOR = (
     "The order is that of a score: strong, stable and valuable layers deep, few bridges. This is a "
-    "prior from the literature; nothing was trained to check it."
+    "prior from the literature; nothing was trained to check it. Measured losses overrule it where "
+    "they differ by more than their error."
 )
 
 
@@ -50,18 +53,24 @@ def _lead(found: Recommendation) -> str:
 
 
 def _choice(found: Recommendation) -> Iterator[str]:
-    chosen = found.chosen
-    for candidate in found.candidates:
-        if candidate.refused:
-            yield f"Placement {candidate.label} cannot be built: {candidate.refused}."
-        elif candidate.measured and candidate.measured.alarms:
-            alarms = "; ".join(candidate.measured.alarms)
-            yield f"Placement {candidate.label} is rejected: {alarms}."
-    if chosen is None:
+    yield from _rejected(found)
+    first, chosen = found.first, found.chosen
+    if first is None:
         yield "Nothing is recommended: no placement that was assembled is sound."
         return
-    yield f"Recommended: placement {chosen.label}, {chosen.placement}."
+    yield from _refuted(found, first)
+    if chosen is None:
+        assert found.flip is not None
+        yield (
+            "Nothing is recommended: what was measured contradicts the score. Before training, "
+            f"placement {first.label} is {first.beside(found.flip).beside(FLIPPED_WORDS)}, "
+            "mean over the domains."
+        )
+        return
     assert chosen.measured is not None
+    yield f"Recommended: placement {chosen.label}, {chosen.placement}."
+    if behind := _behind_donors(chosen.measured.fit):
+        yield f"It is a start for training, not a better model: as assembled it is {behind}."
     if (boundary := chosen.measured.boundary) is not None:
         slots = "slot 0" if boundary.slots == 1 else f"slots 0-{boundary.slots - 1}"
         bridges = " and the bridges" if chosen.measured.fit["bridges"] else ""
@@ -71,52 +80,65 @@ def _choice(found: Recommendation) -> Iterator[str]:
         )
 
 
-def _beside_controls(found: Recommendation) -> Iterator[str]:
-    """Before any training: the recommended stack beside what it must beat."""
-    chosen = found.chosen
-    if chosen is None or chosen.measured is None:
-        return
-    lowest = min((c for c in found.candidates if c.sound), key=_mean_loss)
-    if _mean_loss(lowest) < _mean_loss(chosen) - SAME:
+def _rejected(found: Recommendation) -> Iterator[str]:
+    for candidate in found.candidates:
+        if candidate.refused:
+            yield f"Placement {candidate.label} cannot be built: {candidate.refused}."
+        elif candidate.measured and candidate.measured.alarms:
+            alarms = "; ".join(candidate.measured.alarms)
+            yield f"Placement {candidate.label} is rejected: {alarms}."
+
+
+def _refuted(found: Recommendation, first: Candidate) -> Iterator[str]:
+    """Sound placements before the first one, which the measurement passes over."""
+    for candidate in found.sound[: found.sound.index(first)]:
+        best = max(found.sound, key=candidate.behind)
         yield (
-            f"The score is not the loss: before training, {lowest.label} ({lowest.placement}) has "
-            f"the lowest loss here, {_mean_loss(chosen) - _mean_loss(lowest):.3f} nats per "
-            "byte below the recommended one, mean over the domains."
+            f"The measurement overrules the score: before training, placement {candidate.label} is "
+            f"{candidate.beside(best).beside(f'placement {best.label}')}, mean over the domains."
         )
-    flip = next((c for c in found.candidates if c.label == "flipped" and c.measured), None)
-    for domain in found.traces[0].losses:
-        losses = chosen.measured.losses(domain)
-        here = losses["hybrid"]
-        best = min((t.model.name for t in found.traces), key=lambda name: losses[name])
-        words = f"{domain}: before training, {_gap(here, losses[best])} {best} alone"
-        if flip is not None and flip.measured is not None:
-            words += f", {_gap(here, flip.measured.losses(domain)['hybrid'])} the flipped placement"
-        nulls = {name: loss for name, loss in losses.items() if name.startswith("null: ")}
-        idle = [name.removeprefix("null: ") for name, loss in nulls.items() if loss <= here]
-        words += f"; worth no more than a matrix: {', '.join(idle)}" if idle else ""
-        yield f"{words}."
+
+
+def _behind_donors(fit: Fit) -> str:
+    """Domains on which a stack is measurably worse than the best donor, in words."""
+    losses, words = fit["losses"], []
+    for domain in losses["hybrid"]:
+        best = best_donor(fit, domain)
+        gap = gaps(losses["hybrid"], losses["donors"][best])[domain]
+        if gap.worse:
+            words.append(f"{gap.beside(f'{best} alone')} on {domain}")
+    return ", ".join(words)
+
+
+def _beside_controls(found: Recommendation) -> Iterator[str]:
+    """Before any training: the stack that is first beside what it must beat."""
+    first = found.first
+    if first is None or first.measured is None:
+        return
+    flip = found.flip.measured if found.flip else None
+    hybrid = first.measured.fit["losses"]["hybrid"]
+    for domain, words in beside_controls(first.measured.fit).items():
+        if flip is not None:
+            gap = gaps(hybrid, flip.fit["losses"]["hybrid"])[domain]
+            words += f"; {gap.beside(FLIPPED_WORDS)}"
+        yield f"Placement {first.label} before training, on {domain}: {words}."
 
 
 def _worthless(found: Recommendation) -> Iterator[str]:
-    if found.worthless:
-        spots = ", ".join(f"{spot.donor} {spot.layer}" for spot in found.worthless)
-        yield (
-            f"In their own donors, a linear map does better than these layers: {spots}. They are "
-            "better not transplanted."
-        )
-
-
-def _mean_loss(candidate: Candidate) -> float:
-    assert candidate.measured is not None
-    rows = candidate.measured.fit["losses"]["hybrid"].values()
-    return sum(float(row["per_byte"]) for row in rows) / len(rows)
-
-
-def _gap(here: float, there: float) -> str:
-    gap = here - there
-    if abs(gap) < SAME:
-        return "as good as"
-    return f"{abs(gap):.3f} nats per byte {'worse' if gap > 0 else 'better'} than"
+    if not found.worthless:
+        return
+    spots = ", ".join(
+        f"{spot.donor} {spot.layer} (by {by.value:.3f} ± {by.error:.3f})"
+        for spot, by in found.worthless.items()
+    )
+    yield (
+        "In their own donors, a linear map does better than these layers, in nats per byte: "
+        f"{spots}. They are better not transplanted."
+    )
+    used = set(found.chosen.placement.spots if found.chosen else ()) & set(found.worthless)
+    if used:
+        names = ", ".join(f"{spot.donor} {spot.layer}" for spot in sorted(used))
+        yield f"The recommended placement has some of them all the same: {names}."
 
 
 def _donors(found: Recommendation) -> Table:
@@ -236,6 +258,7 @@ def as_dict(found: Recommendation) -> dict[str, Any]:
         "lead": None if math.isinf(found.lead) else found.lead,
         "error": found.error,
         "chosen": found.chosen.label if found.chosen else None,
+        "first": found.first.label if found.first else None,
         "verdict": verdict(found),
         "rules": {
             "depth": found.rules.depth,
@@ -254,6 +277,9 @@ def as_dict(found: Recommendation) -> dict[str, Any]:
         ],
         "ranked": [_placement(p) for p in found.ranked],
         "candidates": [_candidate(candidate) for candidate in found.candidates],
+        "worse_than_linear": [
+            {**spot._asdict(), **by._asdict()} for spot, by in found.worthless.items()
+        ],
         "donors": [trace.model_dump() for trace in found.traces],
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from hybridize.assembler.comparison import Gap, Losses, mean_gap
 from hybridize.assembler.donors import Donor
 from hybridize.assembler.lineage import Lineages
 from hybridize.assembler.loading import Weights
@@ -21,7 +22,9 @@ from hybridize.diagnostics.recommendation.candidates import (
 )
 from hybridize.diagnostics.recommendation.placement import (
     DRIFT,
+    FLIPPED,
     GATE,
+    Estimate,
     Placement,
     Rules,
     Run,
@@ -47,7 +50,6 @@ from hybridize.recipe_sections import (
 )
 
 CONSIDERED = 64  # placements whose scores are kept: a tie is looked for among them
-FLIPPED = "flipped"  # label of a control
 PATIENCE = 4  # times as many placements as asked for are tried, while none is sound
 SURE = 2.0  # standard errors by which a lead must exceed chance
 
@@ -71,6 +73,21 @@ class Candidate:
     def sound(self) -> bool:
         return self.measured is not None and not self.measured.alarms
 
+    def beside(self, other: Candidate) -> Gap:
+        """How far its loss is from another's on the same text, mean over the domains."""
+        return mean_gap(self.losses, other.losses)
+
+    def behind(self, other: Candidate) -> float:
+        """By how many nats per byte its loss is above another's."""
+        return self.beside(other).value
+
+    @property
+    def losses(self) -> Losses:
+        """Of the assembled stack on held-out text, by domain."""
+        assert self.measured is not None
+        found: Losses = self.measured.fit["losses"]["hybrid"]
+        return found
+
 
 @dataclass(frozen=True)
 class Recommendation:
@@ -81,7 +98,8 @@ class Recommendation:
         candidates: the best few, and the flipped placement, assembled.
         tied: how many of the ranked ones the first does not lead for sure, itself included.
         lead, error: of the first over the second, and its standard error.
-        worthless: layers that do worse than a linear map in their place, in their own donors.
+        worthless: layers that do measurably worse than a linear map in their place, in their own
+            donors, and by how much.
     """
 
     rules: Rules
@@ -92,13 +110,42 @@ class Recommendation:
     tied: int
     lead: float
     error: float
-    worthless: list[Spot]
+    worthless: dict[Spot, Estimate]
 
     @property
     def chosen(self) -> Candidate | None:
-        """The best by score of those that are sound; None: there is none to recommend."""
-        listed = (c for c in self.candidates if c.label != FLIPPED)
-        return next((c for c in listed if c.sound), None)
+        """What is recommended: the score's order, as far as what was measured does not refute it.
+
+        None: no placement is sound, or the flipped one is better than the one that would be chosen.
+        """
+        first = self.first
+        return None if first is None or (self.flip and first.beside(self.flip).worse) else first
+
+    @property
+    def sound(self) -> list[Candidate]:
+        """Those that may be recommended, by score."""
+        return sound_ones(self.candidates)
+
+    @property
+    def first(self) -> Candidate | None:
+        """The first by score of those that are sound, and than which no other of them is better."""
+        return unrefuted(self.candidates)
+
+    @property
+    def flip(self) -> Candidate | None:
+        """The flipped placement, if it could be measured."""
+        return next((c for c in self.candidates if c.label == FLIPPED and c.measured), None)
+
+
+def sound_ones(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that may be recommended: no controls."""
+    return [c for c in candidates if c.sound and c.label != FLIPPED]
+
+
+def unrefuted(candidates: Sequence[Candidate]) -> Candidate | None:
+    """The first sound one of which no other has measurably less loss."""
+    sound = sound_ones(candidates)
+    return next((c for c in sound if not any(c.beside(other).worse for other in sound)), None)
 
 
 def recommend(
@@ -128,8 +175,8 @@ def recommend(
         raise _nothing(recipe, rules)
     check = _Check(recipe, evidence, machine)
     candidates = check.best_of(ranked)
-    first = next((c.placement for c in candidates if c.sound), ranked[0])
-    turned = flipped(first, rules, qualities(evidence.traces))
+    first = unrefuted(candidates)
+    turned = flipped(first.placement if first else ranked[0], rules, qualities(evidence.traces))
     if turned and all(turned.runs != candidate.placement.runs for candidate in candidates):
         candidates.append(check.one(FLIPPED, turned))
     tied, lead, error = _lead(ranked, rules, scores)

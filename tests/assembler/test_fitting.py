@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hybridize.assembler import swap_controls
 from hybridize.assembler.assemble import Built
 from hybridize.assembler.calibration import gather
-from hybridize.assembler.fit_report import verdict
+from hybridize.assembler.fit_report import loss_rows, verdict
 from hybridize.assembler.verify import verify
 from hybridize.assembler.windows import Domain, Reader, cut
 from hybridize.errors import HybridizeError
@@ -135,7 +136,7 @@ def test_the_manifest_keeps_the_fit_and_its_controls(tmp_path: Path) -> None:
     assert fit["place"] == "before slot 2"
     assert fit["tokens"] + fit["held_out"] >= 2990
     assert fit["held_out"] / fit["tokens"] == pytest.approx(0.25, abs=0.1)
-    assert manifest["fit"]["losses"].keys() == {"unigram", "donors", "null", "hybrid"}
+    assert manifest["fit"]["losses"].keys() == {"unigram", "donors", "null", "swaps", "hybrid"}
     assert manifest["fit"]["losses"]["null"].keys() == {"slots 2-3"}
     assert manifest["fit"]["losses"]["donors"].keys() == {"a", "b"}
     assert "| this hybrid |" in (built.folder / "README.md").read_text()
@@ -390,3 +391,63 @@ def test_around_a_swapped_module_auto_takes_what_the_loss_says(tmp_path: Path, l
         chosen = {fit["init"] for fit in built.fit["bridges"]}
         assert len(chosen) == (0 if init == "identity" else 1)
     assert found["auto"] == pytest.approx(min(found["ridge"], found["identity"]), rel=1e-6)
+
+
+def swap(part: str) -> list[dict[str, Any]]:
+    slots: list[dict[str, Any]] = [{"from": "host", "layer": i} for i in range(4)]
+    slots[1][part] = {"from": "guest", "layer": 1}
+    return slots
+
+
+@pytest.mark.parametrize(
+    ("part", "module", "last"), [("mixer", "self_attn", "o_proj"), ("mlp", "mlp", "down_proj")]
+)
+def test_the_control_without_a_swapped_module_is_the_model_without_it(
+    tmp_path: Path, part: str, module: str, last: str
+) -> None:
+    """The same loss as that of a guest whose module gives zeros; no bridge, so no fit, either."""
+    host = save_reader(tmp_path / "host", **SHAPE)
+    save(host, tmp_path / "guest", tokenizer([prose()]))
+    whole = losses(build_in(tmp_path, recipe(tmp_path, swap(part)), out="whole"))
+    with torch.no_grad():
+        host.get_parameter(f"model.layers.1.{module}.{last}.weight").zero_()
+    save(host, tmp_path / "guest", tokenizer([prose()]))
+    without = losses(build_in(tmp_path, recipe(tmp_path, swap(part)), out="without"))
+    (controls,) = whole["swaps"]
+    assert (controls["slot"], controls["module"]) == (1, module)
+    assert controls["removed"]["text"] == without["hybrid"]["text"]
+    assert controls["removed"]["text"] != whole["hybrid"]["text"]
+
+
+def test_a_matrix_for_a_swapped_module_is_the_host_where_that_is_a_matrix(tmp_path: Path) -> None:
+    """GPT-2's MLP without its bend is affine: the control has the loss of the host alone."""
+    shape: dict[str, Any] = {"n_layer": 4, "activation_function": "linear"}
+    save_reader(tmp_path / "host", "gpt2", **shape)
+    save_reader(tmp_path / "guest", "gpt2", seed=1, **shape)
+    built = build_in(tmp_path, recipe(tmp_path, swap("mlp"), calibration={"tokens": 6000}))
+    assert [fit["place"] for fit in built.fit["bridges"]] == [  # type: ignore[index]
+        "before slot 1's mlp",
+        "behind slot 1's mlp",
+    ]
+    (controls,) = losses(built)["swaps"]
+    alone = losses(built)["donors"]["host"]["text"]["per_byte"]
+    assert controls["matrix"]["text"]["per_byte"] == pytest.approx(alone, abs=1e-5)
+    assert controls["removed"]["text"]["per_byte"] != pytest.approx(alone, abs=1e-4)
+    (words,) = verdict(built.fit)  # type: ignore[arg-type]
+    assert words.startswith("text: ")
+    shown = dict(loss_rows(built.fit))  # type: ignore[arg-type]
+    assert shown["slot 1 without its mlp"] == controls["removed"]
+    assert shown["a matrix for slot 1's mlp"] == controls["matrix"]
+
+
+def test_many_swaps_are_fitted_in_as_many_passes_as_memory_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = save_reader(tmp_path / "host", **SHAPE)
+    save(host, tmp_path / "guest", tokenizer([prose()]))
+    slots = [{"from": "host", "layer": i, "mlp": {"from": "guest", "layer": i}} for i in range(4)]
+    one = build_in(tmp_path, recipe(tmp_path, slots), out="one")
+    monkeypatch.setattr(swap_controls, "ROOM", 2 * 2 * 2 * 32**2 * 8)
+    two = build_in(tmp_path, recipe(tmp_path, slots), out="two")
+    assert [found["slot"] for found in losses(one)["swaps"]] == [0, 1, 2, 3]
+    assert losses(one) == losses(two)

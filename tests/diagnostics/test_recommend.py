@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner
 
+from hybridize.assembler.comparison import mean_gap
 from hybridize.assembler.plan import make_plan
 from hybridize.cli import main
+from hybridize.diagnostics.recommendation.candidates import worthless
+from hybridize.diagnostics.recommendation.outcome import verdict
+from hybridize.diagnostics.recommendation.placement import Estimate, Placement, Run, Spot
+from hybridize.diagnostics.recommendation.recommending import Candidate, Recommendation
 from hybridize.diagnostics.target import Options, with_options
 from hybridize.recipe import load_recipe
 from tests.assembler.readers import save_reader, write_text
@@ -178,3 +185,106 @@ def test_text_of_the_command_line_leaves_the_rest_of_the_calibration(tmp_path: P
     assert found is not None
     assert (found.tokens, found.length) == (2048, 64)
     assert found.data[0].files == [str(text)]
+
+
+def test_a_score_that_the_measurement_contradicts_is_not_followed(tmp_path: Path) -> None:
+    """One stack may be built, with the noise on top; flipped, there is none in it."""
+    save_trained(tmp_path / "sound")
+    save_trained(tmp_path / "hurt", damaged=(3, 4, 5))
+    candidates = [{"from": "sound", "layers": "0-2"}, {"from": "hurt", "layers": "3-5"}]
+    placement = {"top": 1, "at_least": 3, "max_bridges": 1, "candidates": candidates}
+    file = recipe(tmp_path, "sound", "hurt", placement=placement)
+    found = recommend(file, "--write", str(tmp_path / "placed.yaml"), exit_code=1)
+    first, control = found["candidates"]
+    assert (first["label"], control["label"]) == ("1", "flipped")
+    assert (found["chosen"], found["first"], found["written"]) == (None, "1", None)
+    assert not (tmp_path / "placed.yaml").exists()
+    (why,) = (line for line in found["verdict"] if line.startswith("Nothing is recommended"))
+    gap = mean_gap(*(c["fit"]["losses"]["hybrid"] for c in (first, control)))
+    assert gap.worse
+    assert why == (
+        "Nothing is recommended: what was measured contradicts the score. Before training, "
+        f"placement 1 is {gap.value:.3f} ± {gap.error:.3f} nats per byte worse than the flipped "
+        "placement, mean over the domains."
+    )
+
+
+def outcome(**stretches: list[float]) -> Any:
+    """A recommendation whose placements have losses on ten stretches of 100 bytes each."""
+
+    def losses(nats: list[float]) -> dict[str, Any]:
+        return {"text": {"per_byte": sum(nats) / 1000, "stretches": nats}}
+
+    alone = {"a": losses([90.0] * 10), "b": losses([95.0] * 10)}
+    candidates = []
+    for label, nats in stretches.items():
+        fit = {
+            "bridges": [],
+            "losses": {
+                "hybrid": losses(nats),
+                "donors": alone,
+                "unigram": losses([300.0] * 10),
+                "null": {},
+                "swaps": [],
+            },
+        }
+        measured: Any = SimpleNamespace(fit=fit, alarms=(), boundary=None)
+        runs = (Run("a", 0, len(candidates)),)
+        candidates.append(Candidate(label.strip("_"), Placement(runs, {}), measured))
+    nothing: Any = None
+    return Recommendation(
+        rules=nothing, scores=nothing, traces=[], ranked=[], candidates=candidates, tied=1,
+        lead=math.inf, error=0.0, worthless={Spot("a", 0): Estimate(0.02, 0.003)},
+    )  # fmt: skip
+
+
+BAD = [120.0 + i for i in range(10)]
+GOOD = [nats - 10 - i % 3 for i, nats in enumerate(BAD)]
+ALIKE = [nats + (-1) ** i for i, nats in enumerate(GOOD)]
+
+
+def test_the_measurement_overrules_the_score_where_it_is_certain() -> None:
+    found = outcome(_1=BAD, _2=GOOD, _3=ALIKE, flipped=BAD)
+    assert found.chosen.label == "2"
+    said = verdict(found)
+    assert said[2:5] == [
+        "The measurement overrules the score: before training, placement 1 is 0.109 ± 0.003 nats "
+        "per byte worse than placement 2, mean over the domains.",
+        "Recommended: placement 2, a 0-1.",
+        "It is a start for training, not a better model: as assembled it is 0.236 ± 0.010 nats per "
+        "byte worse than a alone on text.",
+    ]
+    assert said[-3] == (
+        "Placement 2 before training, on text: 0.236 ± 0.010 nats per byte worse than a alone; "
+        "0.109 ± 0.003 nats per byte better than the flipped placement."
+    )
+    assert said[-1] == "The recommended placement has some of them all the same: a 0."
+
+
+def test_the_order_of_the_score_stays_where_the_losses_do_not_differ() -> None:
+    assert outcome(_1=ALIKE, _2=GOOD, flipped=GOOD).chosen.label == "1"
+
+
+def test_nothing_is_recommended_where_the_flipped_placement_is_better() -> None:
+    found = outcome(_1=BAD, _2=BAD, flipped=GOOD)
+    assert (found.chosen, found.first.label) == (None, "1")
+    assert verdict(found)[2].startswith("Nothing is recommended: what was measured contradicts")
+
+
+def curves(rises: list[float], errors: list[float], num: int) -> Any:
+    """As much of a trace as the comparison with linear maps reads."""
+    loss = SimpleNamespace(stretches=[1.0] * num, tokens=100, bytes=100)
+    curve = SimpleNamespace(loss_rise=rises, loss_error=errors)
+    return SimpleNamespace(
+        model=SimpleNamespace(name="a"), losses={"text": loss}, curve=lambda kind: curve
+    )
+
+
+def test_layers_are_called_worthless_only_beyond_chance() -> None:
+    """Of 40 layers that are worth nothing, some are 2.2 errors below 0 by chance alone."""
+    spots = frozenset(Spot("a", layer) for layer in range(40))
+    rules: Any = SimpleNamespace(allowed=spots)
+    rises = [0.1] * 38 + [-0.022, -0.06]
+    assert list(worthless([curves(rises, [0.01] * 40, 100)], rules)) == [Spot("a", 39)]
+    few = worthless([curves(rises, [0.01] * 40, 4)], rules)
+    assert few == {}  # of four stretches the error itself is uncertain
