@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hybridize.assembler.defaults import class_default, text_type
 from hybridize.checkpoint import Checkpoint, TensorHeader
 from hybridize.errors import HybridizeError
 
@@ -26,11 +27,15 @@ MIXERS = (
 MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "mlp_block", "moe", "shared_mlp")
 _EMBEDDING = re.compile(
     r"(^|\.)(embed_tokens|wte|embed_in|embeddings?|word_embeddings|tok_embeddings|"
-    r"word_embedding|shared|embed)\.weight$"
+    r"word_embedding|shared|embed|w)\.weight$"
 )
 _HEAD = re.compile(r"^(.*\.)?(lm_head|embed_out|output|head|output_layer)(\.\w+)?\.(weight|bias)$")
 _NORM = re.compile(r"(^|[._])(norm\w*|ln_f|layer_?norm\w*|ln_out)(\.|$)", re.IGNORECASE)
 _OTHER_TOWERS = re.compile(r"(^|\.)(visual|vision\w*|audio\w*|mtp\w*|vqmodel|multi_modal\w*)\.")
+# What trainers put beside a language model: a value, a reward, a class.
+_OTHER_HEADS = re.compile(
+    r"^(v_head|value_head|value_model|reward\w*|score|classifier|v_summary|summary|qa_outputs)\."
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ class Anatomy:
     embedding: TensorHeader
     head: tuple[TensorHeader, ...]  # empty where the checkpoint has none (tied)
     norm: tuple[TensorHeader, ...]
-    others: tuple[TensorHeader, ...]  # outside of the layers, and none of the above
+    others: tuple[TensorHeader, ...]  # of the base model, and none of the above
+    left_out: tuple[TensorHeader, ...]  # no part of the language model: towers, heads for training
     width: int
     dtype: str  # of most bytes, as safetensors writes it
 
@@ -93,7 +99,11 @@ class Anatomy:
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The language model's part of a config: its own, or that inside a multimodal one."""
     nested = config.get("text_config")
-    return nested if isinstance(nested, dict) and not _depth(config) else config
+    if not isinstance(nested, dict):
+        return config
+    if "model_type" in nested:
+        return nested
+    return {"model_type": text_type(str(config.get("model_type"))), **nested}
 
 
 def dissect(checkpoint: Checkpoint) -> Anatomy:
@@ -105,7 +115,7 @@ def dissect(checkpoint: Checkpoint) -> Anatomy:
     """
     place = str(checkpoint.folder)
     config = text_config(checkpoint.config)
-    depth, width = _depth(config), _first(config, WIDTH_KEYS)
+    depth, width = _depth(config), width_of(config)
     if depth is None or width is None:
         raise HybridizeError(
             f"config.json has no {'depth' if depth is None else 'width'} "
@@ -115,15 +125,12 @@ def dissect(checkpoint: Checkpoint) -> Anatomy:
         )
     prefix, layers = _find_layers(checkpoint, depth)
     inside = {t.name for layer in layers for t in layer.tensors.values()}
-    rest = [
-        t
-        for t in checkpoint.tensors.values()
-        if t.name not in inside and not _OTHER_TOWERS.search(t.name)
-        and not t.name.startswith(prefix)  # layers beyond the depth: heads that predict further
-    ]  # fmt: skip
-    head = [t for t in rest if _HEAD.search(t.name)]
-    embedding = _find_embedding([t for t in rest if t not in head], place)
-    norm = [t for t in rest if len(t.shape) == 1 and _NORM.search(t.name)]
+    base = prefix.removesuffix(prefix.rstrip(".").rpartition(".")[2] + ".")
+    rest = [t for t in checkpoint.tensors.values() if t.name not in inside]
+    head = [t for t in rest if _HEAD.search(t.name) and not _is_stray(t.name, "", prefix)]
+    own = [t for t in rest if t not in head and not _is_stray(t.name, base, prefix)]
+    embedding = _find_embedding(own, place)
+    norm = [t for t in own if len(t.shape) == 1 and _NORM.search(t.name)]
     known = {embedding.name, *(t.name for t in (*head, *norm))}
     return Anatomy(
         prefix=prefix,
@@ -131,16 +138,60 @@ def dissect(checkpoint: Checkpoint) -> Anatomy:
         embedding=embedding,
         head=tuple(head),
         norm=tuple(norm),
-        others=tuple(t for t in rest if t.name not in known),
+        others=tuple(t for t in own if t.name not in known),
+        left_out=tuple(t for t in rest if t not in own and t not in head),
         width=width,
         dtype=_main_dtype(checkpoint.tensors.values()),
     )
 
 
+def left_out_in_words(anatomy: Anatomy) -> str:
+    """Names of what no layer or head has, in groups: `vision_tower.* (40 tensors)`."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for tensor in anatomy.left_out:
+        groups[_group(tensor.name, anatomy.prefix)].append(tensor.name)
+    return ", ".join(
+        f"{group}.* ({len(names)} tensors)" if len(names) > 1 else names[0]
+        for group, names in sorted(groups.items())
+    )
+
+
+def _group(name: str, prefix: str) -> str:
+    if name.startswith(prefix):
+        return prefix + name.removeprefix(prefix).split(".")[0]
+    parts = name.split(".")
+    return ".".join(parts[:2] if parts[0] in ("model", "transformer") else parts[:1])
+
+
+def _is_stray(name: str, base: str, prefix: str) -> bool:
+    """Whether a tensor outside of the layers is no part of the language model.
+
+    Args:
+        base: what stands before the names of the base model.
+        prefix: of the layers; those beyond the depth predict further tokens.
+    """
+    return bool(
+        name.startswith(prefix)
+        or not name.startswith(base)
+        or _OTHER_TOWERS.search(name)
+        or _OTHER_HEADS.search(name)
+    )
+
+
+def width_of(config: Mapping[str, Any]) -> int | None:
+    """Width of the residual stream; None if the config does not say."""
+    return _first(config, WIDTH_KEYS) or _default(config, WIDTH_KEYS)
+
+
 def _depth(config: Mapping[str, Any]) -> int | None:
     patterns = (config.get(key) for key in PATTERN_KEYS)
     spelled = next((len(p) for p in patterns if isinstance(p, list | str) and p), None)
-    return _first(config, DEPTH_KEYS) or spelled  # Nemotron-H writes its pattern alone
+    # Nemotron-H writes its pattern alone; a multimodal config leaves out what is its class's.
+    return _first(config, DEPTH_KEYS) or spelled or _default(config, DEPTH_KEYS)
+
+
+def _default(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:
+    return _first({k: class_default(str(config.get("model_type")), k) for k in keys}, keys)
 
 
 def _first(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:

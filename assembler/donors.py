@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 from hybridize.assembler.anatomy import Anatomy, dissect, text_config
 from hybridize.assembler.architectures import refusal
 from hybridize.assembler.hub import from_hub
+from hybridize.assembler.soundness import contradictions, refuse_adapter_alone, unsound
 from hybridize.checkpoint import Checkpoint, open_checkpoint
-from hybridize.errors import HybridizeError
+from hybridize.errors import Finding, HybridizeError
 
 ALONE = "model"  # what a model is called in memory that is the hybrid of its own layers
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -91,25 +92,33 @@ def positions_of(config: Mapping[str, Any]) -> int | None:
 def load_donor(
     folder: Path, *, name: str, source: str, place: str, commit: str | None = None
 ) -> Donor:
-    """Read the headers of a donor's folder."""
+    """Read the headers of a donor's folder.
+
+    Raises:
+        HybridizeError: it is broken, cannot be a donor, or says two things of itself.
+    """
+    refuse_adapter_alone(folder)
     checkpoint = open_checkpoint(folder)
     _refuse(checkpoint, name, place)
-    return Donor(name, source, commit, checkpoint, dissect(checkpoint))
+    anatomy = dissect(checkpoint)
+    if found := contradictions(checkpoint, anatomy):
+        raise _of_donor(found, name, place)
+    return Donor(name, source, commit, checkpoint, anatomy)
 
 
 def _refuse(checkpoint: Checkpoint, name: str, place: str) -> None:
+    if found := unsound(checkpoint):
+        raise _of_donor(found, name, place)
     config = text_config(checkpoint.config)
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise HybridizeError(f"donor '{name}': config.json has no model_type", place=place)
-    if "quantization_config" in checkpoint.config:
-        raise HybridizeError(
-            f"donor '{name}' is quantized, and its weights cannot be mixed with others",
-            fix="use the unquantized checkpoint, and quantize the result",
-            place=place,
-        )
     if reason := refusal(model_type, config):
         raise HybridizeError(f"donor '{name}' is of type '{model_type}': {reason}", place=place)
+
+
+def _of_donor(findings: Iterable[Finding], name: str, place: str) -> HybridizeError:
+    return HybridizeError.of(Finding(f"donor '{name}' {f.found}", f.fix, place) for f in findings)
 
 
 def locate(
@@ -152,4 +161,5 @@ def open_model(model: str, *, offline: bool = False) -> Checkpoint:
     folder, _ = locate(
         name, revision=revision or None, base=Path(), place=None, offline=offline, weights=False
     )
+    refuse_adapter_alone(folder)
     return open_checkpoint(folder)

@@ -9,10 +9,18 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hybridize.assembler.anatomy import Anatomy, Layer, dissect, text_config
+from hybridize.assembler.anatomy import (
+    Anatomy,
+    Layer,
+    dissect,
+    left_out_in_words,
+    text_config,
+)
 from hybridize.assembler.architectures import refusal
+from hybridize.assembler.soundness import contradictions, unsound
 from hybridize.checkpoint import Checkpoint
 from hybridize.console import count, size
+from hybridize.errors import Finding, HybridizeError
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,18 @@ class DepthMap:
     @property
     def config(self) -> dict[str, Any]:
         return dict(text_config(self.checkpoint.config))
+
+    @property
+    def refused(self) -> str | None:
+        """Why it cannot be a donor; None if it can."""
+        found = [
+            *unsound(self.checkpoint),
+            *contradictions(self.checkpoint, self.anatomy),
+        ]
+        reasons = [f"it {finding.found}" for finding in found]
+        if reason := refusal(str(self.config.get("model_type")), self.config):
+            reasons.append(reason)
+        return "; ".join(reasons) or None
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -52,11 +72,12 @@ class DepthMap:
             "tied": not anatomy.head,
             "parameters": self.checkpoint.num_parameters,
             "bytes": self.checkpoint.nbytes,
-            "refused": refusal(str(self.config.get("model_type")), self.config),
+            "refused": self.refused,
             "embedding": anatomy.embedding.name,
             "norm": [tensor.name for tensor in anatomy.norm],
             "head": [tensor.name for tensor in anatomy.head],
             "others": [tensor.name for tensor in anatomy.others],
+            "left_out": [tensor.name for tensor in anatomy.left_out],
             "layers": self.rows,
         }
 
@@ -82,7 +103,7 @@ class DepthMap:
         return Group(table, Text(), Text(self._summary()))
 
     def _summary(self) -> str:
-        anatomy, model_type = self.anatomy, str(self.config.get("model_type"))
+        anatomy, model_type = self.anatomy, self.config.get("model_type")
         lines = [
             f"{self.name}: {model_type}, {len(anatomy.layers)} layers, width {anatomy.width}, "
             f"vocabulary {count(anatomy.vocabulary)}, {count(self.checkpoint.num_parameters)} "
@@ -91,8 +112,10 @@ class DepthMap:
         if anatomy.others:
             names = ", ".join(tensor.name for tensor in anatomy.others[:5])
             lines.append(f"outside of the layers, too: {names}")
-        if reason := refusal(model_type, self.config):
-            lines.append(f"cannot be a donor: {reason}")
+        if anatomy.left_out:
+            lines.append(f"no part of the language model: {left_out_in_words(anatomy)}")
+        if self.refused:
+            lines.append(f"cannot be a donor: {self.refused}")
         return "\n".join(lines)
 
 
@@ -102,7 +125,13 @@ def depth_map(checkpoint: Checkpoint, name: str) -> DepthMap:
     Raises:
         HybridizeError: it does not have the parts of a decoder.
     """
-    return DepthMap(name, checkpoint, dissect(checkpoint))
+    try:
+        return DepthMap(name, checkpoint, dissect(checkpoint))
+    except HybridizeError:
+        if found := unsound(checkpoint):  # which is why nothing stands where it should
+            place = str(checkpoint.folder)
+            raise HybridizeError.of(Finding(f"it {f.found}", f.fix, place) for f in found) from None
+        raise
 
 
 def mixer_of(config: dict[str, Any], layer: Layer) -> str:

@@ -6,12 +6,12 @@ Whatever a user can get wrong is found here, before the first weight is read. No
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hybridize.assembler import native
-from hybridize.assembler.anatomy import Layer
+from hybridize.assembler.anatomy import Layer, left_out_in_words
 from hybridize.assembler.architectures import needs_own_embedding
 from hybridize.assembler.calibration import Calibration, plan_calibration
 from hybridize.assembler.copying import same_bytes
@@ -197,7 +197,10 @@ def make_plan(recipe: RecipeFile, *, offline: bool = False, weights: bool = True
         dtype=dtype,
         dtype_reason=dtype_reason,
         tied=tied,
-        notes=tuple(_notes(recipe, used, embeddings, head, tokenizer)),
+        notes=(
+            *_notes(recipe, used, embeddings, head, tokenizer),
+            *_left_out(donors),
+        ),
     )
     if calibration is None:
         return plan
@@ -389,3 +392,10 @@ def _notes(
     if embeddings != head:
         notes.append(f"embeddings of '{embeddings}' and head of '{head}': kept untied")
     return notes
+
+
+def _left_out(donors: Mapping[str, Donor]) -> Iterator[str]:
+    for name, donor in donors.items():
+        if donor.anatomy.left_out:
+            words = left_out_in_words(donor.anatomy)
+            yield f"left out of donor '{name}', no part of its language model: {words}"

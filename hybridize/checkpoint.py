@@ -17,6 +17,8 @@ from hybridize.errors import HybridizeError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+LFS = b"version https://git-lfs.github.com/spec/"
+LFS_FOUND, LFS_FIX = "a Git LFS pointer", "run `git lfs pull` in the repository it was cloned to"
 
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
@@ -83,6 +85,15 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder=folder, config=config, tensors=tensors)
 
 
+def is_lfs_pointer(file: Path) -> bool:
+    """Whether Git LFS has left a few lines in the place of a file that it has not fetched."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(len(LFS)) == LFS
+    except OSError:
+        return False
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -90,7 +101,10 @@ def read_json(path: Path) -> dict[str, Any]:
         HybridizeError: the file is missing or is not a JSON object.
     """
     try:
-        value = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        if content.startswith(LFS):
+            raise HybridizeError(f"this is {LFS_FOUND}", fix=LFS_FIX, place=str(path))
+        value = json.loads(content)
     except FileNotFoundError:
         raise HybridizeError(
             f"{path.name} is missing",
@@ -212,7 +226,11 @@ def read_header(file: Path) -> list[TensorHeader]:
         with file.open("rb") as stream:
             size = stream.seek(0, 2)
             stream.seek(0)
-            length = int.from_bytes(stream.read(8), "little")
+            start = stream.read(len(LFS))
+            if start == LFS:
+                raise HybridizeError(f"this is {LFS_FOUND}", fix=LFS_FIX, place=str(file))
+            length = int.from_bytes(start[:8], "little")
+            stream.seek(8)
             if size < 8 or length > min(size - 8, LONGEST_HEADER):
                 raise _broken(file, f"truncated: {size} bytes, a header of {length} announced")
             raw = stream.read(length)
