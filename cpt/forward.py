@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hybridize.assembler.runtime import HybridForCausalLM
 from hybridize.assembler.streams import Stream
 from hybridize.cpt.data.blocks import IGNORED
+from hybridize.cpt.dropout import Dropout
 from hybridize.cpt.memory import head_positions
 from hybridize.cpt.tuning import HALF, Tuned
 
@@ -30,10 +30,12 @@ class Forward:
 
     Args:
         start: slot at which `prefix` arrives, where one is given.
+        dropout: of slots that learn, for rows whose numbers are given.
     """
 
-    def __init__(self, tuned: Tuned, *, start: int = 0) -> None:
+    def __init__(self, tuned: Tuned, *, start: int = 0, dropout: Dropout | None = None) -> None:
         self.model, self.dtype, self.start = tuned.model, tuned.dtype, start
+        self.dropout = dropout
         self.half = tuned.half
 
     def __call__(
@@ -42,6 +44,7 @@ class Forward:
         labels: Tensor,
         position_ids: Tensor | None = None,
         prefix: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Loss of all that is to be predicted.
 
@@ -49,6 +52,7 @@ class Forward:
             input_ids, labels: (batch, tokens); labels that are IGNORED are not predicted.
             position_ids: (batch, tokens), where a row holds several documents.
             prefix: (batch, tokens, width), what arrives at slot `start`; those below do not run.
+            rows: (batch,), numbers of the rows in the order of a training; None: no dropout.
 
         Returns:
             `loss`: summed, in nats, with a gradient; `nats`: of each row, (batch,), without one.
@@ -56,13 +60,20 @@ class Forward:
         with self._autocast(input_ids):
             stream = self._stream(input_ids, position_ids)
             at, hidden = (0, stream.first) if prefix is None else (self.start, prefix)
-            hidden = stream.cross(stream.depth, stream.run(hidden, at, stream.depth))
+            hidden = stream.cross(stream.depth, self._run(stream, hidden, at, rows))
             normed = stream.norm(hidden)
-            rows, columns = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-            targets = labels[:, 1:][rows, columns]
-            loss, nats = head_loss(self.model, normed[rows, columns], targets)
+            where = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+            loss, nats = head_loss(self.model, normed[where], labels[:, 1:][where])
         of_rows = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
-        return {"loss": loss, "nats": of_rows.index_add(0, rows, nats.double())}
+        return {"loss": loss, "nats": of_rows.index_add(0, where[0], nats.double())}
+
+    def _run(self, stream: Stream, hidden: Tensor, at: int, rows: Tensor | None) -> Tensor:
+        for index in range(at, stream.depth):
+            given = stream.cross(index, hidden)
+            hidden = stream.run_slot(index, given)
+            if self.dropout is not None and rows is not None and index in self.dropout.slots:
+                hidden = self.dropout(given, hidden, rows, index)
+        return hidden
 
     @torch.no_grad()
     def below(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
@@ -209,14 +220,13 @@ def narrow_norms(tuned: Tuned) -> None:
 def checkpoint_slots(model: HybridForCausalLM, first: int) -> None:
     """Let slots from `first` upwards keep their input alone, and run forward a second time.
 
-    Not by transformers' switch for the whole model: that repeats a frozen prefix too, and lets
-    gradients flow through it down to the embedding.
+    Not by transformers' switch: that repeats a frozen prefix too, lets gradients flow through it
+    down to the embedding, and does nothing in a model that runs as in evaluation.
     """
     for layer in model.model.layers[first:]:
-        assert isinstance(layer, GradientCheckpointingLayer)
-        switch: Any = layer
-        switch.gradient_checkpointing = True
-        switch._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        # Nothing is drawn in a slot: there is no state of a generator to keep for the second time.
+        options: Any = {"use_reentrant": False, "preserve_rng_state": False}
+        layer.forward = partial(checkpoint, layer.forward, **options)
 
 
 def compile_slots(model: HybridForCausalLM) -> None:

@@ -23,6 +23,7 @@ from hybridize.cpt.data.blocks import mixture
 from hybridize.cpt.data.prefix import Prefix
 from hybridize.cpt.data.rows import Order, Rows, batch_of
 from hybridize.cpt.data.text import Source
+from hybridize.cpt.dropout import Dropout
 from hybridize.cpt.evaluation import BETWEEN, Losses, label, losses, old_losses
 from hybridize.cpt.forward import Forward, checkpoint_slots, compile_slots, narrow_norms
 from hybridize.cpt.guards import FirstStep, Guards
@@ -111,11 +112,14 @@ class Run:
         drawn = (self.order[self.order[:, 0] == i, 1] for i in range(len(of_rows)))
         return sum(int(of[rows].sum()) for of, rows in zip(of_rows, drawn, strict=True))
 
+    def first(self, index: int) -> int:
+        """Number of a stage's first row."""
+        return sum(stage.steps for stage in self.plan.stages[:index]) * self.plan.spec.batch
+
     def part(self, index: int) -> Order:
         """Rows of one stage."""
-        batch = self.plan.spec.batch
-        first = sum(stage.steps for stage in self.plan.stages[:index]) * batch
-        return self.order[first : first + self.plan.stages[index].steps * batch]
+        rows = self.plan.stages[index].steps * self.plan.spec.batch
+        return self.order[self.first(index) : self.first(index) + rows]
 
     def before(self) -> Before:
         """Losses that were measured before the first step."""
@@ -166,7 +170,7 @@ class _Stage:
         put(self.model, learnt)
         self.frozen = frozen_hashes(self.model)
         first = stage.policy.first_trained_slot
-        self.forward = Forward(self.tuned, start=first)
+        self.forward = Forward(self.tuned, start=first, dropout=self._dropout())
         self.model.forward = self.forward
         narrow_norms(self.tuned)
         if spec.checkpointing:
@@ -200,6 +204,7 @@ class _Stage:
             [source.train for source in run.sources],
             run.part(self.index),
             packed=run.packed,
+            first=run.first(self.index),
             prefix=self.prefix,
         )
         wanted = Wanted(
@@ -219,6 +224,12 @@ class _Stage:
             self.model, arguments, rows, wanted, [FirstStep(run.how.engine), self.metrics]
         )
 
+    def _dropout(self) -> Dropout | None:
+        spec = self.shared.plan.spec
+        if not spec.dropout:
+            return None
+        return Dropout(spec.dropout, self.stage.learning_slots, spec.seed, spec.length)
+
     def _prefix(self) -> Prefix | None:
         """What arrives at the first part that learns, where it is to be kept."""
         run, wanted = self.shared, self.shared.plan.spec.cache_prefix
@@ -233,7 +244,6 @@ class _Stage:
             return None
         prefix = Prefix(self.folder / "prefix", order)
         blocks = [source.train for source in run.sources]
-        self.model.train(False)
 
         def below(rows: Order) -> torch.Tensor:
             batch = batch_of(blocks, rows, packed=run.packed)

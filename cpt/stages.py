@@ -35,6 +35,12 @@ class Stage:
     def bridges_alone(self) -> bool:
         return {tensor.role for tensor in self.policy.trained} == {"bridge"}
 
+    @property
+    def learning_slots(self) -> frozenset[int]:
+        """Slots of which anything learns, bridges in them aside."""
+        trained = (tensor for tensor in self.policy.trained if tensor.role == "slot")
+        return frozenset(tensor.slot for tensor in trained if tensor.slot is not None)
+
     def as_dict(self) -> dict[str, Any]:
         return {"steps": self.steps, "prior": self.prior, **self.policy.as_dict()}
 
@@ -44,7 +50,7 @@ def plan_stages(recipe: RecipeFile, stack: Stack) -> list[Stage]:
 
     Raises:
         HybridizeError: entries of `train` that name nothing, or are wrong; rows that are too long;
-            learning rates for what never learns; fewer checkpoints than are to be averaged.
+            rates or dropout for what never learns; fewer checkpoints than are to be averaged.
     """
     spec = recipe.recipe.cpt or CptSpec()
     _check_length(recipe, stack, spec.length)
@@ -59,6 +65,7 @@ def plan_stages(recipe: RecipeFile, stack: Stack) -> list[Stage]:
         stages = [_stage(recipe, stack, spec.train, steps, "train")]
     _check_rates(recipe, spec, stages)
     _check_average(recipe, spec, stages)
+    _check_dropout(recipe, spec, stages)
     return stages
 
 
@@ -138,6 +145,15 @@ def _check_average(recipe: RecipeFile, spec: CptSpec, stages: Sequence[Stage]) -
                 fix=f"write save_every: {max(1, stage.steps // spec.average)}, or average less",
                 place=recipe.place("cpt", "average"),
             )
+
+
+def _check_dropout(recipe: RecipeFile, spec: CptSpec, stages: Sequence[Stage]) -> None:
+    if spec.dropout and not any(stage.learning_slots for stage in stages):
+        raise HybridizeError(
+            "dropout is for slots that learn, and none does",
+            fix="remove dropout, or let slots learn: {shallow: 0.25}, say",
+            place=recipe.place("cpt", "dropout"),
+        )
 
 
 def rows_at_once(recipe: RecipeFile, processes: int) -> int:

@@ -83,7 +83,6 @@ class CptTrainer(Trainer):
         self.in_use: engine.InUse | None = None
         self._tally = torch.zeros(len(wanted.sources), 2, dtype=torch.float64)  # nats, tokens
         self._losses: dict[str, float] = {}
-        self._random: Tensor | None = None
         self._told = -1  # the step that was evaluated last
 
     # ---- Setting out ---------------------------------------------------------------------------
@@ -170,11 +169,6 @@ class CptTrainer(Trainer):
 
     # ---- A step --------------------------------------------------------------------------------
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        if self._random is None:  # of the step, for a checkpoint from before it
-            self._random = torch.random.get_rng_state()
-        return super().training_step(model, inputs, num_items_in_batch)
-
     def compute_loss(
         self,
         model: Any,
@@ -201,7 +195,6 @@ class CptTrainer(Trainer):
         except Exception:
             self._save_before_the_step(model)
             raise
-        self._random = None
         return norm
 
     def _step_losses(self) -> dict[str, float]:
@@ -289,8 +282,6 @@ class CptTrainer(Trainer):
         step = int(self.state.global_step)
         if step == 0 or (self.folder / f"{checkpoints.PREFIX}{step}").exists():
             return
-        if self._random is not None:
-            torch.random.set_rng_state(self._random)
         self._save_checkpoint(model, None)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

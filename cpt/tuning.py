@@ -158,11 +158,22 @@ def let_learn(tuned: Tuned, policy: Policy) -> None:
     """Let just those tensors learn that a policy names, as fp32 masters."""
     learning = tuned.names.learning(policy)
     tuned.model.requires_grad_(False)
+    stay_in_evaluation(tuned.model)
     here = dict(tuned.model.named_parameters())
     for name in learning:
         # A copy even where it is fp32: what is opened lies in pages of the files.
         here[name].data = here[name].data.to(torch.float32, copy=True)
         here[name].requires_grad_(True)
+
+
+def stay_in_evaluation(model: nn.Module) -> None:
+    """Run as in evaluation for good, whatever a trainer says.
+
+    Dropout, jitter of routers and dropped layers of the donors' configs would disturb what is
+    frozen, and make each pass another one. What learns has the dropout of `dropout`.
+    """
+    model.train(False)
+    model.__dict__["train"] = lambda mode=True: model
 
 
 def put(model: nn.Module, values: Mapping[str, Tensor]) -> None:

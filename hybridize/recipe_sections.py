@@ -313,6 +313,14 @@ class CptSpec(Section):
     warmup: float = Field(0.02, ge=0, lt=1, description="share of a stage's steps")
     weight_decay: float = Field(0.01, ge=0, allow_inf_nan=False)
     clip: float = Field(1.0, gt=0, allow_inf_nan=False, description="norm of the gradient, at most")
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="share of what each slot that learns adds to the stream, left out by chance; "
+        "that of the donors' configs is off",
+    )
     average: int = Field(
         1, ge=1, description="checkpoints, the last of each stage, whose mean is its result"
     )

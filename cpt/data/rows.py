@@ -52,6 +52,7 @@ class Rows(Dataset[dict[str, Any]]):
     """Rows of several sources in the order of a training.
 
     Args:
+        first: number of the first row in the order of the whole training.
         prefix: what arrives at the first part that learns, for each row.
     """
 
@@ -61,9 +62,11 @@ class Rows(Dataset[dict[str, Any]]):
         order: Order,
         *,
         packed: bool,
+        first: int = 0,
         prefix: Prefix | None = None,
     ) -> None:
         self.sources, self.order, self.packed, self.prefix = sources, order, packed, prefix
+        self.first = first
 
     def __len__(self) -> int:
         return len(self.order)
@@ -72,7 +75,7 @@ class Rows(Dataset[dict[str, Any]]):
         source, row = (int(n) for n in self.order[index])
         found = rows_of(self.sources[source], [row], packed=self.packed)
         item: dict[str, Any] = {name: value[0] for name, value in found.items()}
-        item["source"] = source
+        item |= {"source": source, "rows": self.first + index}
         if self.prefix is not None:
             item["prefix"] = self.prefix[source, row]
         return item
