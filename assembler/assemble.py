@@ -26,6 +26,7 @@ from hybridize.assembler.outputs import (
     native_outputs,
 )
 from hybridize.assembler.plan import HELD_OUT, Plan
+from hybridize.assembler.precision import AUTO
 from hybridize.assembler.provenance import load_line, manifest_json, model_card
 from hybridize.assembler.prover import ProcessProver, Prover
 from hybridize.assembler.shards import Output, Shard, index_json, lay_out
@@ -86,6 +87,7 @@ def build(
     force: bool = False,
     check: Check = "forward",
     offline: bool = False,
+    compute_dtype: str = AUTO,
     prover: Prover | None = None,
 ) -> Built:
     """Assemble the model of a plan under `out`, which appears only when all checks have passed.
@@ -94,6 +96,8 @@ def build(
         force: replace a target that hybridize made earlier, in one step, at the end.
         check: `forward` loads the result and runs it; `structure` compares names and shapes only.
         offline: never ask the network, for calibration text.
+        compute_dtype: that models compute in while bridges are fitted and the result is measured,
+            or `auto`, see `precision.compute_dtype`.
         prover: who answers what needs torch; default: a second process.
 
     Raises:
@@ -106,7 +110,7 @@ def build(
     with Staging(out, force=force) as staging, closing(prover or ProcessProver()) as prover:
         job = _Job(staging, prover, plan)
         try:
-            job.fit_bridges(offline=offline)
+            job.fit_bridges(offline=offline, compute_dtype=compute_dtype)
             job.run()
             checks = job.check(check)
             staging.publish()
@@ -171,7 +175,7 @@ class _Job:
         self.fit: dict[str, Any] | None = None
         self.parameters = staging.folder / "bridges.safetensors"
 
-    def fit_bridges(self, *, offline: bool) -> None:
+    def fit_bridges(self, *, offline: bool, compute_dtype: str) -> None:
         """Fit and measure on calibration text, before a byte is copied."""
         plan, calibration = self.plan, self.plan.calibration
         if calibration is None:
@@ -201,6 +205,7 @@ class _Job:
                     "held_out": HELD_OUT,
                 },
                 parameters=self.parameters,
+                compute_dtype=compute_dtype,
             ).result()
         self.fit = {**found, "text": text}
 

@@ -44,7 +44,8 @@ def run(
         progress: called with the tokens read so far, and those to be read in all.
 
     Returns:
-        `bridges`: how well each was fitted; `losses`: see `measure`; `domains`: what was read.
+        `compute_dtype`; `bridges`: how well each was fitted; `losses`: see `measure`; `domains`:
+        what was read.
     """
     device = weights.device
     readers = {name: reader_of(weights.donors[name], f, device) for name, f in tokenizers.items()}
@@ -96,6 +97,7 @@ def fit_and_measure(
         for fit in fitted.fits.values()
     ]
     return fitted, {
+        "compute_dtype": str(models.hybrid.dtype).removeprefix("torch."),
         "bridges": _rounded(fits),
         "gate": GATE,
         "losses": _rounded(losses),

@@ -21,6 +21,7 @@ from hybridize.assembler.anatomy import text_config
 from hybridize.assembler.donors import ALONE, Donor, load_donor
 from hybridize.assembler.layout import OutTensor, hybrid_layout
 from hybridize.assembler.outputs import TORCH_NAMES, tensors_of
+from hybridize.assembler.precision import AUTO, compute_dtype
 from hybridize.assembler.runtime import HybridConfig, HybridForCausalLM
 from hybridize.assembler.symbolic import Piece
 from hybridize.assembler.tensors import Tensors
@@ -28,6 +29,7 @@ from hybridize.checkpoint import Checkpoint, open_checkpoint
 
 EMBEDDING, LAYERS, HEAD = "model.embed_tokens.", "model.layers.", "lm_head."
 TIED = "lm_head.weight"
+FLOAT32 = 4  # bytes
 BUILT = "built"  # what pieces of a built hybrid's own files call it
 
 Read = Callable[[OutTensor], Tensor]
@@ -50,6 +52,11 @@ class Parts:
         self.model = model
         self._absent, self._read = absent or {}, read
         self._places = model.state_dict(keep_vars=True)
+
+    @property
+    def compute_dtype(self) -> str:
+        """That the model computes in, whatever its files hold."""
+        return str(self.model.dtype).removeprefix("torch.")
 
     def embedding(self) -> Any:
         """A context in which the embedding is in memory."""
@@ -82,11 +89,20 @@ class Weights:
 
     Args:
         donors: by name.
-        device: where models are to run; on the CPU nothing is copied.
+        device: where models are to run; on the CPU nothing is copied that need not be widened.
+        compute: dtype that models compute in, or `auto`, see `precision.compute_dtype`.
     """
 
-    def __init__(self, donors: Mapping[str, Donor], device: str = "cpu") -> None:
+    def __init__(
+        self, donors: Mapping[str, Donor], device: str = "cpu", *, compute: str = AUTO
+    ) -> None:
         self.donors, self.device = donors, device
+        # Once for all models: what the first of them widens is no longer free.
+        self._dtypes = {
+            dtype: compute_dtype(dtype, device, asked=compute, widened=widened_bytes(donors))
+            for dtype in TORCH_NAMES.values()
+        }
+        self._compute = compute
         self._tensors = Tensors({name: d.checkpoint for name, d in donors.items()}, device)
 
     def model(
@@ -98,7 +114,8 @@ class Weights:
             config: content of a hybrid's config.json.
             made: tensors that no donor has, by name.
         """
-        return _parts(config, self._layout(config), self._tensors, made=made).model
+        dtype = self._dtypes[config["dtype"]]
+        return _parts(config, self._layout(config), self._tensors, dtype=dtype, made=made).model
 
     def alone(self, name: str) -> HybridForCausalLM:
         """A donor alone: all its layers, in order."""
@@ -107,7 +124,14 @@ class Weights:
     def parts(self, name: str, *, streamed: bool) -> Parts:
         """A donor alone; `streamed`: its large parts are in memory only while they are in use."""
         config = alone_config(self.donors[name])
-        return _parts(config, self._layout(config), self._tensors, streamed=streamed)
+        stored = config["dtype"]
+        # Layers that are read one by one are widened one by one.
+        dtype = (
+            compute_dtype(stored, self.device, asked=self._compute)
+            if streamed
+            else self._dtypes[stored]
+        )
+        return _parts(config, self._layout(config), self._tensors, dtype=dtype, streamed=streamed)
 
     def _layout(self, config: Mapping[str, Any]) -> list[OutTensor]:
         shapes = {name: tensors_of(self.donors[name]) for name in config["donors"]}
@@ -151,10 +175,19 @@ def load_folder(folder: Path) -> Folder:
     return Folder(parts.model, tuple(layout))
 
 
-def built_parts(checkpoint: Checkpoint, device: str, *, streamed: bool) -> Parts:
+def built_parts(
+    checkpoint: Checkpoint, device: str, *, streamed: bool, compute: str = AUTO
+) -> Parts:
     """A hybrid that hybridize built, from its own files."""
-    tensors = Tensors({BUILT: checkpoint}, device)
-    return _parts(checkpoint.config, _built_layout(checkpoint), tensors, streamed=streamed)
+    tensors, config = Tensors({BUILT: checkpoint}, device), checkpoint.config
+    widened = 0 if streamed else FLOAT32 * checkpoint.num_parameters
+    dtype = compute_dtype(config["dtype"], device, asked=compute, widened=widened)
+    return _parts(config, _built_layout(checkpoint), tensors, dtype=dtype, streamed=streamed)
+
+
+def widened_bytes(donors: Mapping[str, Donor]) -> int:
+    """Bytes of a float32 copy of all donors."""
+    return sum(FLOAT32 * donor.checkpoint.num_parameters for donor in donors.values())
 
 
 def _built_layout(checkpoint: Checkpoint) -> list[OutTensor]:
@@ -182,14 +215,17 @@ def _parts(
     layout: Sequence[OutTensor],
     tensors: Tensors,
     *,
+    dtype: str | None = None,
     made: Mapping[str, Tensor] | None = None,
     streamed: bool = False,
 ) -> Parts:
+    """The model; `dtype`: that it computes in, if not the one that its config names."""
+    wanted = getattr(torch, dtype or config["dtype"])
     found = {out.name: out for out in layout if out.pieces or out.zero}
     large = (EMBEDDING, LAYERS, HEAD) if streamed else ()
     absent = {name: out for name, out in found.items() if name.startswith(large)}
     state = {
-        name: tensors.absent(out) if name in absent else tensors.mapped(out)
+        name: tensors.absent(out, wanted) if name in absent else tensors.mapped(out, wanted)
         for name, out in found.items()
     }
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -198,7 +234,7 @@ def _parts(
         None,
         config=HybridConfig.from_dict(dict(config)),
         state_dict={**state, **(made or {})},
-        dtype=getattr(torch, config["dtype"]),
+        dtype=wanted,
         **({} if tensors.device == "cpu" else {"device_map": {"": tensors.device}}),
     )
     model.requires_grad_(False)

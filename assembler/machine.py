@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
+from hybridize.assembler.precision import free_memory
 from hybridize.errors import HybridizeError
 
 SHARE = 0.25  # of free memory, for the states of perturbed text
@@ -23,10 +22,13 @@ def pick_device(asked: str) -> str:
     return "cuda" if asked != "cpu" and there else "cpu"
 
 
+def gpu_generation() -> int:
+    """Major number of NVIDIA's compute capability: 8 is Ampere."""
+    return int(torch.cuda.get_device_capability()[0])
+
+
 def free_share(device: str) -> int:
     """A quarter of the bytes that are free now, files that are only cached counted as free."""
     if device == "cuda":
         return int(SHARE * torch.cuda.mem_get_info()[0])
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    available = next(line for line in lines if line.startswith("MemAvailable:"))
-    return int(SHARE * int(available.split()[1]) * 1024)
+    return int(SHARE * free_memory())

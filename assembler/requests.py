@@ -61,6 +61,7 @@ def fit(
     bridges: list[dict[str, Any]],
     text: Mapping[str, Any],
     parameters: str,
+    compute_dtype: str,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Fit the bridges of a hybrid, write their parameters, and measure it beside its controls.
@@ -70,6 +71,7 @@ def fit(
         tokenizers: folder of the tokenizer that each donor reads with; `tokenizer`: the hybrid's.
         text: `file` of documents, `domains`, `length`, `held_out`, `seed`, `stream`.
         parameters: safetensors file to write.
+        compute_dtype: that models compute in, or `auto`.
         progress: called with the tokens read so far, and those to be read in all.
     """
     found = {
@@ -78,7 +80,7 @@ def fit(
     }
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return fitting.run(
-        Weights(found, device),
+        Weights(found, device, compute=compute_dtype),
         config,
         [Bridge.from_dict(fields) for fields in bridges],
         tokenizers={name: Path(folder) for name, folder in tokenizers.items()},

@@ -35,13 +35,20 @@ class Tensors:
         self._maps: dict[Path, mmap.mmap] = {}
         self._moved: dict[tuple[Any, ...], Tensor] = {}
 
-    def mapped(self, out: OutTensor) -> Tensor:
-        """A view of the files, brought to the device once; the page cache is its memory."""
+    def mapped(self, out: OutTensor, dtype: torch.dtype | None = None) -> Tensor:
+        """A view of the files, brought to the device once; the page cache is its memory.
+
+        Args:
+            dtype: that the model computes in. Where it is float32 and the file holds 16 bits, the
+                tensor is a copy, made once for all models that share it.
+        """
         if out.zero:
             return torch.zeros(out.shape, dtype=TORCH[out.dtype], device=self.device)
-        key = (out.pieces, out.shape)
+        widen = dtype == torch.float32 and TORCH[out.dtype] in (torch.bfloat16, torch.float16)
+        key = (out.pieces, out.shape, widen)
         if key not in self._moved:
-            self._moved[key] = _join([self._map(piece) for piece in out.pieces], out, self.device)
+            here = _join([self._map(piece) for piece in out.pieces], out, self.device)
+            self._moved[key] = here.float() if widen else here
         return self._moved[key]
 
     def read(self, out: OutTensor) -> Tensor:
@@ -50,9 +57,11 @@ class Tensors:
             return self.mapped(out)
         return _join([self._read(piece) for piece in out.pieces], out, self.device)
 
-    def absent(self, out: OutTensor) -> Tensor:
-        """A stand-in of the right shape that takes no memory."""
-        return torch.zeros((), dtype=TORCH[out.dtype], device=self.device).expand(out.shape)
+    def absent(self, out: OutTensor, dtype: torch.dtype) -> Tensor:
+        """A stand-in of the right shape that takes no memory; `dtype`: that of floats."""
+        stored = TORCH[out.dtype]
+        own = dtype if stored.is_floating_point else stored  # else a cast would give it memory
+        return torch.zeros((), dtype=own, device=self.device).expand(out.shape)
 
     def _map(self, piece: Piece) -> Tensor:
         file, offset, count, dtype = self._place(piece)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import hybridize
 from hybridize.assembler.machine import pick_device
+from hybridize.assembler.precision import AUTO
 from hybridize.console import token_progress
 from hybridize.diagnostics.diagnosis import diagnose
 from hybridize.diagnostics.report.html import report_html
@@ -46,6 +47,7 @@ def run(
     tokens: int | None = None,
     stream: bool = False,
     device: str = "auto",
+    compute_dtype: str = AUTO,
     memory: str | None = None,
     built: Path | None = None,
     out: Path | None = None,
@@ -68,6 +70,7 @@ def run(
             device=where,
             streamed=stream,
             memory=parse_size(memory, "--memory") if memory else None,
+            compute=compute_dtype,
             offline=offline,
             progress=tell,
         )

@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from hybridize.assembler.calibration import gather, plan_calibration
 from hybridize.assembler.machine import free_share
+from hybridize.assembler.precision import AUTO
 from hybridize.assembler.windows import Domain, Reader, Windows, cut
 from hybridize.diagnostics import measures, scoring
 from hybridize.diagnostics.items import ItemSet, find_items
@@ -54,6 +55,7 @@ def diagnose(
     device: str,
     streamed: bool,
     memory: int | None,
+    compute: str = AUTO,
     offline: bool,
     progress: Progress,
 ) -> list[Trace]:
@@ -62,6 +64,7 @@ def diagnose(
     Args:
         recipe: its `diagnostics` say how, its `calibration` on which text.
         streamed: read layers from disk one by one.
+        compute: dtype that models compute in, or `auto`, see `precision.compute_dtype`.
         memory: bytes that the states of perturbed rows may take; None: a quarter of what is free.
 
     Raises:
@@ -79,6 +82,7 @@ def diagnose(
         device=device,
         streamed=streamed,
         memory=memory,
+        compute=compute,
         progress=progress,
     )
 
@@ -92,6 +96,7 @@ def diagnose_on(
     device: str,
     streamed: bool,
     memory: int | None,
+    compute: str = AUTO,
     progress: Progress,
 ) -> list[Trace]:
     """`diagnose` on text and probes that are gathered already."""
@@ -105,7 +110,9 @@ def diagnose_on(
         def tell(done: int, _: int, before: int = before) -> None:
             progress(before + done, total)
 
-        traces.append(work.run(device, streamed=streamed, memory=memory, progress=tell))
+        traces.append(
+            work.run(device, streamed=streamed, memory=memory, compute=compute, progress=tell)
+        )
         before += work.layer_tokens
     return traces
 
@@ -170,9 +177,17 @@ class _Diagnosis:
         """That a sweep in one group runs, if every layer has every part."""
         return layer_tokens(len(self.slots), self.sheets, self.variants)
 
-    def run(self, device: str, *, streamed: bool, memory: int | None, progress: Progress) -> Trace:
+    def run(
+        self,
+        device: str,
+        *,
+        streamed: bool,
+        memory: int | None,
+        compute: str,
+        progress: Progress,
+    ) -> Trace:
         """Sweep the model, which goes from memory again before the next one comes."""
-        parts = self.subject.open(device, streamed=streamed)
+        parts = self.subject.open(device, streamed=streamed, compute=compute)
         budget = memory or free_share(device)
         try:
             swept = sweep(
@@ -180,9 +195,9 @@ class _Diagnosis:
             )
         except CheckFailed as error:
             raise _named(error, self.subject) from None
-        return self.trace(swept, device)
+        return self.trace(swept, device, parts.compute_dtype)
 
-    def trace(self, swept: Swept, device: str) -> Trace:
+    def trace(self, swept: Swept, device: str, computed: str) -> Trace:
         slots, sets = self.slots, self._sets(swept)
         curves = scoring.curves_of(self.points, swept, self.variants)
         again = sum(sheet.tokens.numel() for sheet in self.sheets if sheet.perturbed)
@@ -190,7 +205,7 @@ class _Diagnosis:
         return Trace(
             model=self.subject.as_model(),
             slots=slots,
-            settings=self._settings(device),
+            settings=self._settings(device, computed),
             sets=sets,
             curves=curves,
             flow=scoring.flow_of(swept),
@@ -201,7 +216,7 @@ class _Diagnosis:
             naive_layer_tokens=len(slots) * (once + again * swept.variants),
         )
 
-    def _settings(self, device: str) -> Settings:
+    def _settings(self, device: str, computed: str) -> Settings:
         spec = self.spec
         return Settings(
             perturbations=[
@@ -223,6 +238,7 @@ class _Diagnosis:
             share=measures.SHARE,
             lens_tokens=self.lens_tokens,
             device=device,
+            compute_dtype=computed,
         )
 
     def _sets(self, swept: Swept) -> list[Set]:

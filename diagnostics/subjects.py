@@ -21,6 +21,7 @@ from hybridize.assembler.donors import (
 from hybridize.assembler.fingerprints import file_hash
 from hybridize.assembler.inspection import mixer_of, mlp_of
 from hybridize.assembler.outputs import TORCH_NAMES
+from hybridize.assembler.precision import AUTO
 from hybridize.assembler.resolving import resolve_donor
 from hybridize.assembler.staging import MANIFEST
 from hybridize.checkpoint import Checkpoint, open_checkpoint
@@ -68,16 +69,19 @@ class Subject:
         configs = [self.config] if self.donor else list(self.config["donors"].values())
         return min((n for c in configs if (n := positions_of(c)) is not None), default=None)
 
-    def open(self, device: str, *, streamed: bool) -> Parts:
-        """The model, in memory or on disk; this imports torch."""
+    def open(self, device: str, *, streamed: bool, compute: str = AUTO) -> Parts:
+        """The model, in memory or on disk; this imports torch.
+
+        Args:
+            compute: dtype that it computes in, or `auto`, see `precision.compute_dtype`.
+        """
         from hybridize.assembler.loading import Weights, built_parts
 
         if self.donor is None:
-            return built_parts(self.checkpoint, device, streamed=streamed)
+            return built_parts(self.checkpoint, device, streamed=streamed, compute=compute)
         # Not its own name: a folder may be called `train`, as a method of torch's modules is.
-        return Weights({ALONE: replace(self.donor, name=ALONE)}, device).parts(
-            ALONE, streamed=streamed
-        )
+        alone = {ALONE: replace(self.donor, name=ALONE)}
+        return Weights(alone, device, compute=compute).parts(ALONE, streamed=streamed)
 
     def reader(self) -> Reader:
         """Its tokenizer; this imports torch."""

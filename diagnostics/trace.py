@@ -99,6 +99,7 @@ class Settings(_Part):
     share: float  # of the rise of log p, for a task particle
     lens_tokens: int
     device: str
+    compute_dtype: str | None = None  # that the model computed in; None: as it is stored
 
 
 class Lens(_Part):

@@ -24,6 +24,13 @@ PATH = click.Path(path_type=Path)
 DEVICE = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
+COMPUTE = click.option(
+    "--compute-dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="What models compute in; auto: as stored, or float32 where the device is slow in that.",
+)
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,9 +141,17 @@ def plan(recipe: Path, *, prove: bool, as_json: bool, offline: bool) -> None:
     show_default=True,
     help="Load the result and run it, or only compare names and shapes with its class.",
 )
+@COMPUTE
 @common
 def build(
-    recipe: Path, *, out: Path | None, force: bool, check: Any, as_json: bool, offline: bool
+    recipe: Path,
+    *,
+    out: Path | None,
+    force: bool,
+    check: Any,
+    compute_dtype: str,
+    as_json: bool,
+    offline: bool,
 ) -> None:
     """Assemble RECIPE into a safetensors model, check it, publish it whole."""
     from hybridize.assembler.assemble import build as assemble
@@ -153,7 +168,9 @@ def build(
     planned = make_plan(read, offline=offline)
     if not as_json:
         show(plan_table(planned))
-    built = assemble(planned, target, force=force, check=check, offline=offline)
+    built = assemble(
+        planned, target, force=force, check=check, offline=offline, compute_dtype=compute_dtype
+    )
     if as_json:
         show_json({"plan": plan_as_dict(built.plan), **built.as_dict()})
     else:
@@ -196,6 +213,7 @@ def verify(folder: Path, *, load: Any, whole: bool, as_json: bool, offline: bool
 @click.option("--tokens", type=click.IntRange(64), help="Of text, over all domains.")
 @click.option("--stream", is_flag=True, help="Read one layer at a time: less memory, as many bits.")
 @DEVICE
+@COMPUTE
 @click.option("--memory", help="For the states of perturbed text: 4GB.  [default: a quarter]")
 @click.option("--built", type=PATH, help="Where the recipe's hybrid lies.  [default: out/NAME]")
 @click.option("--out", type=PATH, help="Folder of the report.  [default: out/diagnosis/NAME]")
@@ -226,6 +244,7 @@ def diagnose(target: str, *, as_json: bool, offline: bool, **options: Any) -> No
 @click.option("--tokens", type=click.IntRange(64), help="Of text for the diagnosis of donors.")
 @click.option("--stream", is_flag=True, help="Read one layer at a time while donors are diagnosed.")
 @DEVICE
+@COMPUTE
 @click.option("--memory", help="For the states of perturbed text: 4GB.  [default: a quarter]")
 @common
 def recommend(recipe: Path, *, as_json: bool, offline: bool, **options: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hybridize.assembler.machine import pick_device
+from hybridize.assembler.precision import AUTO
 from hybridize.console import token_progress
 from hybridize.diagnostics.recommendation.outcome import comments, reasons
 from hybridize.diagnostics.recommendation.recipe_writing import recipe_yaml
@@ -27,6 +28,7 @@ def run(
     tokens: int | None = None,
     stream: bool = False,
     device: str = "auto",
+    compute_dtype: str = AUTO,
     memory: str | None = None,
     offline: bool = False,
 ) -> tuple[Recommendation, Path | None]:
@@ -46,6 +48,7 @@ def run(
         device=where,
         streamed=stream,
         memory=parse_size(memory, "--memory") if memory else None,
+        compute=compute_dtype,
         offline=offline,
         tell=token_progress,
     )

@@ -11,6 +11,7 @@ from hybridize.assembler.donors import Donor
 from hybridize.assembler.lineage import Lineages
 from hybridize.assembler.loading import Weights
 from hybridize.assembler.plan import Plan, make_plan
+from hybridize.assembler.precision import AUTO
 from hybridize.diagnostics.diagnosis import Material, diagnose_on, gather_material
 from hybridize.diagnostics.recommendation.assembling import Measured, Workshop
 from hybridize.diagnostics.recommendation.candidates import (
@@ -154,6 +155,7 @@ def recommend(
     device: str,
     streamed: bool,
     memory: int | None,
+    compute: str = AUTO,
     offline: bool,
     tell: Tell,
 ) -> Recommendation:
@@ -161,13 +163,14 @@ def recommend(
 
     Args:
         streamed: read the donors' layers one by one while they are diagnosed.
+        compute: dtype that models compute in, or `auto`, see `precision.compute_dtype`.
         tell: makes a progress bar of a label.
 
     Raises:
         HybridizeError: donors or text cannot be read, or no stack obeys the rules.
     """
     rules, subjects = find_candidates(recipe, offline=offline)
-    machine = _Machine(device, streamed, memory, offline, tell)
+    machine = _Machine(device, streamed, memory, compute, offline, tell)
     evidence = _gather_evidence(recipe, subjects, machine)
     scores = scores_of(evidence.traces, rules)
     ranked = place(rules, scores, evidence.apart.seam, count=CONSIDERED)
@@ -200,6 +203,7 @@ class _Machine:
     device: str
     streamed: bool
     memory: int | None
+    compute: str
     offline: bool
     tell: Tell
 
@@ -234,11 +238,15 @@ def _gather_evidence(
             device=machine.device,
             streamed=machine.streamed,
             memory=machine.memory,
+            compute=machine.compute,
             progress=progress,
         )
     with machine.tell("comparing streams") as progress:
         apart = Apart(
-            {s.name: s.open(machine.device, streamed=machine.streamed) for s in subjects},
+            {
+                s.name: s.open(machine.device, streamed=machine.streamed, compute=machine.compute)
+                for s in subjects
+            },
             {s.name: r for s, r in zip(subjects, readers, strict=True)},
             material.windows,
             related=Lineages(donors).related,
@@ -266,7 +274,7 @@ class _Check:
         spec = evidence.spec
         first = (spec.perturbations[0].kind, spec.perturbations[0].strength)
         self.shop = Workshop(
-            Weights(evidence.donors, machine.device),
+            Weights(evidence.donors, machine.device, compute=machine.compute),
             evidence.material,
             evidence.traces,
             variants=all_variants([first], parts=["layer"], seeds=spec.seeds),
