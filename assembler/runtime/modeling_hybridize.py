@@ -32,7 +32,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from typing import Any, NoReturn
 
 import torch
@@ -84,6 +84,10 @@ class Donor:
         self._taken: set[int] = set()
         for module in self.shell.modules():
             module.__dict__["_hybridize_donor"] = name  # whose rules initialise it
+            own_class: Any = type(module)
+            if forgets_its_state(own_class):
+                module.__class__ = continuing(own_class)
+                vars(module).setdefault("layer_idx", 0)  # RecurrentGemma's does not keep it
 
     def layer(self, index: int, *, copied: bool = False) -> nn.Module:
         """Layer `index`; an independent copy if it has been taken before, or is to be altered."""
@@ -119,6 +123,82 @@ class Donor:
             elif "norm" in type(module).__name__.lower() and module is not self.embedding:
                 found.append((seen_layers, module))
         return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+@lru_cache(maxsize=1024)
+def forgets_its_state(module_class: Any) -> bool:
+    """Whether a mixer does not go on from the state in the cache: read from its source.
+
+    Mamba's scan takes no state to begin with, so that several tokens at once start from nothing.
+    RecurrentGemma keeps its state in itself, where any other sequence finds it.
+    """
+    source = inspect.getsource(inspect.unwrap(module_class.forward))
+    restarts = "update_recurrent_state" in source and "initial_state" not in source
+    return restarts or "self.conv1d_state" in source
+
+
+@lru_cache(maxsize=256)
+def continuing(mixer_class: Any) -> type[nn.Module]:
+    """A subclass of a recurrent mixer that goes on from the state in the cache.
+
+    Several tokens at once, as in chunked prefill, are run one by one where there is a state; a
+    state that the mixer keeps in itself is read from the cache and put back into it.
+    """
+    names = list(inspect.signature(mixer_class.forward).parameters)[1:]
+    inside = "self.conv1d_state" in inspect.getsource(inspect.unwrap(mixer_class.forward))
+
+    class Continuing(mixer_class):  # type: ignore[misc]
+        conv1d_state: Any
+
+        @wraps(mixer_class.forward)
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            given = dict(zip(names, args, strict=False)) | kwargs
+            cache = next((given[name] for name in CACHE_NAMES if given.get(name) is not None), None)
+            if cache is None:
+                return super().forward(**given)
+            hidden = given.pop(names[0])
+            one_call = partial(self._with_state, cache) if inside else super().forward
+            tokens = hidden.shape[1]
+            if tokens == 1 or not cache.has_previous_state(self.layer_idx):
+                return one_call(hidden, **given)
+            parts = [one_call(hidden[:, t : t + 1], **at(given, t, tokens)) for t in range(tokens)]
+            states = torch.cat([unpair(part) for part in parts], dim=1)
+            return (states, *parts[-1][1:]) if isinstance(parts[-1], tuple) else states
+
+        def _with_state(self, cache: Cache, hidden: Tensor, **given: Any) -> Any:
+            self.conv1d_state = cache.get_conv_state(self.layer_idx)
+            self.rg_lru.recurrent_states = cache.get_recurrent_state(self.layer_idx)
+            output = super().forward(hidden, **given | {"use_cache": True})
+            cache.update_conv_state(self.conv1d_state, self.layer_idx)
+            cache.update_recurrent_state(self.rg_lru.recurrent_states, self.layer_idx)
+            self.conv1d_state = self.rg_lru.recurrent_states = None
+            return output
+
+        def __reduce__(self) -> tuple[Any, ...]:  # a class made here cannot be found by its name
+            return new_of, (continuing, mixer_class), self.__dict__
+
+    return named_like(Continuing, mixer_class)
+
+
+def at(arguments: Arguments, token: int, tokens: int) -> Arguments:
+    """One token's part of the arguments for several: masks and positions, (batch, tokens, ...)."""
+    return {
+        name: value[:, token : token + 1]
+        if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == tokens
+        else value
+        for name, value in arguments.items()
+    }
+
+
+def named_like(made: type[nn.Module], original: Any) -> type[nn.Module]:
+    """Give a subclass made here the name of its original: accelerate and PEFT look at names."""
+    made.__name__ = made.__qualname__ = original.__name__
+    return made
+
+
+def new_of(make: Callable[[Any], type[nn.Module]], original: Any) -> nn.Module:
+    """An empty module of a class that is made here, for pickle and copy to fill."""
+    return make(original).__new__(make(original))
 
 
 def causal_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -300,6 +380,9 @@ class Skeleton:
             no_norm = NoNorm(donor.norm, self.tape)
             replace(base, donor.norm, StandIn(model, "norm") if is_head else no_norm)
         self.accepts = Accepts(type(base))
+        # Bamba counts positions from 0 at every step if it is not told them.
+        counts = "get_seq_length" in inspect.getsource(inspect.unwrap(type(base).forward))
+        self.needs_positions = not counts and "position_ids" in self.accepts.names
         self.cache_name = next((n for n in CACHE_NAMES if n in self.accepts.names), "")
         if not self.cache_name:
             donor.refuse("its model takes no cache of transformers")
@@ -322,6 +405,10 @@ class Skeleton:
         tape.cache, tape.view = cache, self._view(cache)
         tape.stack, tape.calls = stack, {}
         arguments = self.accepts(step) | inputs | {self.cache_name: tape.view}
+        if self.needs_positions and cache is not None and arguments.get("position_ids") is None:
+            ids = next(iter(inputs.values()))
+            positions = torch.arange(ids.shape[1], device=ids.device)
+            arguments["position_ids"] = (positions + cache.get_seq_length())[None]
         try:
             hidden = unpair(self.model.donors[self.name](**arguments)[0])
         finally:
@@ -436,7 +523,10 @@ class SwappedModule(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         given, names = dict(self.ready.arguments), self.accepts.names
         cache = next((given.pop(name) for name in CACHE_NAMES if name in given), None)
-        given |= {name: cache for name in CACHE_NAMES if name in names}
+        taken = [name for name in CACHE_NAMES if name in names]
+        if not taken and self.accepts.any:  # RecurrentGemma's passes it on unseen: `continuing`
+            taken = [CACHE_NAMES[0]]
+        given |= dict.fromkeys(taken, cache)
         if "cache_params" in names and "mamba_attention_mask" in given:
             given["attention_mask"] = given["mamba_attention_mask"]  # FalconH1 layers get two masks
         hidden = hidden_states if self.enter is None else self.enter(hidden_states)
@@ -471,14 +561,9 @@ def swap_host(layer_class: Any) -> type[nn.Module]:
                     self.get_submodule(path).ready.arguments = {}
 
         def __reduce__(self) -> tuple[Any, ...]:  # a class made here cannot be found by its name
-            return new_swap_host, (layer_class,), self.__dict__
+            return new_of, (swap_host, layer_class), self.__dict__
 
-    SwapHost.__name__ = SwapHost.__qualname__ = layer_class.__name__
-    return SwapHost
-
-
-def new_swap_host(layer_class: Any) -> nn.Module:
-    return swap_host(layer_class).__new__(swap_host(layer_class))
+    return named_like(SwapHost, layer_class)
 
 
 class HybridPreTrainedModel(PreTrainedModel):
@@ -711,6 +796,7 @@ class HybridModel(HybridPreTrainedModel):
             cache.layers.extend(DynamicCache(config=self.config).layers)
             cache.layer_class_to_replicate = None
         count_tokens(cache)
+        refuse_cropped(cache)
         return cache
 
     def _refuse_packed(
@@ -741,8 +827,9 @@ class HybridModel(HybridPreTrainedModel):
                 states.append(hidden)
             hidden = self.run_slot(index, self.cross(index, hidden, stream))
         if cache is not None and len(cache.layers) > len(self.layers):
-            no_keys = hidden.new_empty(hidden.shape[0], 1, tokens, 0)
-            cache.layers[-1].update(no_keys, no_keys)  # see `count_tokens`
+            counted = hidden.new_zeros(hidden.shape[0], 1, tokens, 1)
+            cache.layers[-1].update(counted, counted)  # see `count_tokens`
+        note_length(cache)
         return self.cross(len(self.layers), hidden, stream)
 
     def cross(self, index: int, hidden: Tensor, stream: torch.dtype) -> Tensor:
@@ -863,11 +950,40 @@ def count_tokens(cache: Cache | None) -> None:
     """Give the cache of a stack without any attention layer one more entry that counts tokens.
 
     Recurrent layers do not know how many tokens they have seen, but donors like Qwen3-Next ask the
-    cache for it. An ordinary entry whose keys have width zero costs nothing and can all that
-    generation asks for.
+    cache for it. An ordinary entry whose keys have width one can all that generation asks for;
+    transformers takes one of width zero for empty.
     """
     if cache is not None and not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
         cache.layers.append(DynamicLayer())
+
+
+def note_length(cache: Cache | None) -> None:
+    """Note in a cache that has recurrent states how many tokens are in them."""
+    length = croppable_length(cache)
+    if length is not None:
+        cache.__dict__["_hybridize_length"] = length
+
+
+def refuse_cropped(cache: Cache | None) -> None:
+    """`Cache.crop` takes tokens back from attention, but leaves a recurrent state as it is."""
+    length = croppable_length(cache)
+    if length is not None and 0 < length < cache.__dict__.get("_hybridize_length", 0):
+        raise ValueError(
+            "this cache was cropped, but its recurrent states cannot go back to an earlier token: "
+            "start again with an empty cache"
+        )
+
+
+def croppable_length(cache: Cache | None) -> int | None:
+    """Tokens in a cache that has recurrent states beside entries that can be cropped, else None."""
+    if cache is None or torch.compiler.is_compiling():
+        return None
+    recurrent = any(
+        any(getattr(layer, "is_recurrent_states_initialized", {}).values())
+        for layer in cache.layers
+    )
+    counter = next((layer for layer in cache.layers if isinstance(layer, DynamicLayer)), None)
+    return counter.get_seq_length() if recurrent and counter is not None else None
 
 
 # ---- 4. The head -------------------------------------------------------------------------------
