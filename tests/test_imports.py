@@ -35,6 +35,7 @@ HEAVY_MODULES = {
     "assembler/streams.py",
     "assembler/symbolic.py",
     "assembler/tensors.py",
+    "assembler/timing.py",
     "assembler/windows.py",
     "cpt/arguments.py",
     "cpt/checkpoints.py",
