@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import time
@@ -18,6 +17,7 @@ from blake3 import blake3
 import hybridize
 from hybridize.assembler.calibration import gather
 from hybridize.assembler.copying import copy_outputs, hash_ranges, same_bytes
+from hybridize.assembler.manifest import frame_hash, small_hashes
 from hybridize.assembler.outputs import (
     TORCH_NAMES,
     donor_shapes,
@@ -35,6 +35,7 @@ from hybridize.assembler.verify import compare_with_donors
 from hybridize.checkpoint import INDEX, encode_floats
 from hybridize.console import byte_progress, say, size, token_progress
 from hybridize.errors import HybridizeError
+from hybridize.files import system_error
 
 Check = Literal["forward", "structure"]
 RUNTIME = Path(__file__).parent / "runtime"
@@ -54,6 +55,7 @@ class Built:
     seconds: float
     checks: tuple[str, ...]
     fit: dict[str, Any] | None  # how bridges were fitted, and what the result is worth
+    manifest: str  # BLAKE3 of hybridize.json
 
     def summary(self) -> str:
         """What a user wants to know at the end."""
@@ -63,6 +65,7 @@ class Built:
         if self.plan.target == "native":
             lines.append("  proved: every layer equals its donor's in class, shapes and settings")
         lines += [f"  checked: {check}" for check in self.checks]
+        lines.append(f"  manifest: {self.manifest} (for verify --expect)")
         lines.append(f"  load it: {load_line(self.plan, str(self.folder))}")
         return "\n".join(lines)
 
@@ -77,6 +80,7 @@ class Built:
             "seconds": round(self.seconds, 3),
             "checks": list(self.checks),
             "fit": self.fit,
+            "manifest": self.manifest,
         }
 
 
@@ -115,7 +119,7 @@ def build(
             checks = job.check(check)
             staging.publish()
         except OSError as error:
-            raise _disk_error(error, out) from None
+            raise _removed(error, out) from None
     return Built(
         folder=out,
         plan=job.plan,
@@ -125,6 +129,7 @@ def build(
         seconds=time.monotonic() - start,
         checks=tuple(checks),
         fit=job.fit,
+        manifest=job.manifest,
     )
 
 
@@ -172,6 +177,7 @@ class _Job:
         self.shards: list[Shard] = []
         self.hashes: dict[str, str] = {}
         self.resumed = 0
+        self.manifest = ""
         self.fit: dict[str, Any] | None = None
         self.parameters = staging.folder / "bridges.safetensors"
 
@@ -309,21 +315,19 @@ class _Job:
         for file in (*source.tokenizer_files, source.folder / "generation_config.json"):
             if file.exists():
                 shutil.copyfile(file, folder / file.name)
-        (folder / "README.md").write_text(model_card(plan, self.fit))
-        files = {
-            path.name: blake3(path.read_bytes()).hexdigest()
-            for path in sorted(folder.iterdir())
-            if path.suffix != ".safetensors" and path.name != "README.md"
-        }
+        (folder / "README.md").write_text(model_card(plan, self.fit), encoding="utf-8")
+        weights = {shard.name: frame_hash(folder / shard.name) for shard in self.shards}
         manifest = manifest_json(
             plan,
             self.shards,
             hashes=self.hashes,
-            files=files,
+            files=small_hashes(folder, weights),
+            weights=weights,
             fit=self.fit,
             out=self.staging.target,
         )
-        (folder / MANIFEST).write_text(manifest)
+        (folder / MANIFEST).write_text(manifest, encoding="utf-8")
+        self.manifest = blake3(manifest.encode()).hexdigest()
 
     def check(self, how: Check) -> list[str]:
         """Open what was written, as a user would."""
@@ -351,13 +355,8 @@ def _hashes_on_disk(shard: Shard, folder: Path) -> Mapping[str, str] | None:
     return {output.name: hash_ranges([here]) for output, here in shard.written(folder)}
 
 
-def _disk_error(error: OSError, out: Path) -> HybridizeError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return HybridizeError(
-            f"the disk became full ({error.strerror}); what was written has been removed",
-            fix=f"make room, or {ELSEWHERE}",
-            place=str(out.parent),
-        )
-    return HybridizeError(
-        f"the system says: {error.strerror}", place=str(error.filename or out.parent)
-    )
+def _removed(error: OSError, out: Path) -> HybridizeError:
+    """A failure of the system, in a build that leaves nothing behind."""
+    told = system_error(error).findings[0]
+    found = f"{told.found}; what was written has been removed"
+    return HybridizeError(found, fix=told.fix, place=told.place or str(out.parent))

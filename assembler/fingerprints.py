@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from blake3 import blake3
 
 from hybridize.assembler.copying import hash_ranges
 from hybridize.assembler.shards import Range
+from hybridize.publishing import publish
 
 SMALL = 1 << 20  # bytes; such a file is hashed as quickly as its note is read
 RACY = 2.0  # seconds; a file that is younger may change again without a new time of change
@@ -70,7 +70,4 @@ def _read(note: Path) -> dict[str, object] | None:
 
 
 def _write(note: Path, content: dict[str, object]) -> None:
-    note.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=note.parent, delete=False) as growing:
-        json.dump(content, growing)
-    Path(growing.name).replace(note)
+    publish(note, json.dumps(content))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from hybridize.assembler.bridging import GATE, Fitted, fit_bridges
 from hybridize.assembler.controls import Losses, measure
@@ -60,14 +60,12 @@ def run(
     )
     models = Models(weights, config, bridges, reader=reader, readers=readers)
     fitted, result = fit_and_measure(models, windows, stream=text["stream"], progress=progress)
-    save_file(
-        {
-            f"{where}/{name}": value.contiguous().cpu()
-            for where, values in fitted.parameters.items()
-            for name, value in values.items()
-        },
-        parameters,
-    )
+    made = {
+        f"{where}/{name}": value.contiguous().cpu()
+        for where, values in fitted.parameters.items()
+        for name, value in values.items()
+    }
+    parameters.write_bytes(save(made))  # of a full disk safetensors' own writer says no number
     return result
 
 

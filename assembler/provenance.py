@@ -19,10 +19,10 @@ from blake3 import blake3
 import hybridize
 from hybridize.assembler.donors import Donor
 from hybridize.assembler.fit_report import loss_rows
+from hybridize.assembler.manifest import FORMAT, sealed
 from hybridize.assembler.plan import Plan
 from hybridize.assembler.shards import Output, Shard
 
-FORMAT = 1
 LIBRARIES = ("torch", "transformers", "safetensors", "mergekit")
 
 
@@ -32,6 +32,7 @@ def manifest_json(
     *,
     hashes: Mapping[str, str],
     files: Mapping[str, str],
+    weights: Mapping[str, str],
     fit: Mapping[str, Any] | None,
     out: Path,
 ) -> str:
@@ -39,7 +40,8 @@ def manifest_json(
 
     Args:
         hashes: BLAKE3 of each tensor of the result, by name.
-        files: BLAKE3 of the small files beside the weights, by name.
+        files: BLAKE3 of every file beside the weights, by name.
+        weights: BLAKE3 of all that is no tensor in each of the files of weights, by name.
         fit: how bridges were fitted, on which text, and the losses of the result and its controls.
         out: the target; local donors are noted relative to it.
     """
@@ -66,6 +68,7 @@ def manifest_json(
         "fit": fit,
         "versions": {"hybridize": hybridize.__version__, **{n: version(n) for n in LIBRARIES}},
         "files": dict(files),
+        "weights": dict(weights),
         "tensors": {
             output.name: {
                 "file": shard.name,
@@ -81,7 +84,7 @@ def manifest_json(
             for output in shard.outputs
         },
     }
-    return json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    return sealed(manifest)
 
 
 def _is_part(plan: Plan, output: Output) -> bool:

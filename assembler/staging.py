@@ -14,6 +14,7 @@ from typing import Any
 
 from hybridize.console import size
 from hybridize.errors import HybridizeError
+from hybridize.publishing import make_folder
 
 MANIFEST = "hybridize.json"
 SPARE = 16 << 20  # bytes of disk for everything that is no weight
@@ -37,7 +38,7 @@ class Staging:
 
     def __enter__(self) -> Staging:
         check_target(self.target, force=self.force)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self._lock = os.open(self.folder / "lock", os.O_WRONLY | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,16 +14,19 @@ from blake3 import blake3
 from hybridize.assembler.anatomy import dissect
 from hybridize.assembler.copying import hash_ranges
 from hybridize.assembler.donors import Donor, locate
+from hybridize.assembler.fingerprints import content_hash
+from hybridize.assembler.manifest import files_of, frame_hash, is_sealed, read_manifest
 from hybridize.assembler.merging import merge_folder
-from hybridize.assembler.provenance import FORMAT, header_hash
+from hybridize.assembler.provenance import header_hash
 from hybridize.assembler.prover import ProcessProver, Prover
 from hybridize.assembler.shards import Range, Shard
 from hybridize.assembler.staging import MANIFEST
-from hybridize.checkpoint import Checkpoint, open_checkpoint, read_json
+from hybridize.checkpoint import Checkpoint, open_checkpoint
 from hybridize.console import byte_progress
 from hybridize.errors import CheckFailed, HybridizeError
 
 SAMPLE = 16  # tensors that are compared with their donors
+MOST = 10  # names that one check lists
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def verify(
     *,
     load: Literal["forward", "structure", "none"] = "forward",
     whole: bool = False,
+    expect: str | None = None,
     prover: Prover | None = None,
 ) -> Verification:
     """Check a built model against its manifest and, where they are found, its donors.
@@ -73,24 +77,13 @@ def verify(
     Args:
         load: whether to load and run it, to compare names and shapes with its class, or neither.
         whole: compare every copied tensor with its donor, not a sample.
+        expect: BLAKE3 of the manifest, as `build` printed it.
 
     Raises:
         HybridizeError: the folder has no readable manifest.
     """
-    if not (folder / MANIFEST).is_file():
-        raise HybridizeError(
-            f"hybridize did not build this: {MANIFEST} is missing",
-            fix="name a folder that `hybridize build` has written",
-            place=str(folder),
-        )
-    manifest = read_json(folder / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise HybridizeError(
-            f"format {manifest.get('format')!r}, this version reads {FORMAT}",
-            fix="verify it with the version of hybridize that it names",
-            place=str(folder / MANIFEST),
-        )
-    outcomes = [_files(folder, manifest)]
+    manifest = read_manifest(folder, damaged=True)
+    outcomes = [_manifest(folder, expect), _files(folder, manifest)]
     checkpoint, headers = _headers(folder, manifest)
     outcomes.append(headers)
     if checkpoint is not None:
@@ -101,17 +94,33 @@ def verify(
     return Verification(folder, tuple(outcomes))
 
 
+def _manifest(folder: Path, expect: str | None) -> Outcome:
+    data = (folder / MANIFEST).read_bytes()
+    digest = blake3(data).hexdigest()
+    if not is_sealed(data):
+        return Outcome("manifest", False, f"{MANIFEST} was changed after it was written")
+    if expect is not None and digest != expect.lower():
+        return Outcome("manifest", False, f"{digest}, not the expected {expect}")
+    return Outcome("manifest", True, digest)
+
+
 def _files(folder: Path, manifest: dict[str, Any]) -> Outcome:
+    """Every file beside the weights is what was written, and there is no other."""
+    noted, found = manifest["files"], files_of(folder)
     changed = []
-    for name, digest in manifest["files"].items():
-        path = folder / name
-        if not path.exists():
+    for name, digest in noted.items():
+        if name not in found:
             changed.append(f"{name} is missing")
-        elif blake3(path.read_bytes()).hexdigest() != digest:
+        elif not found[name].is_file() or content_hash(found[name]) != digest:
             changed.append(f"{name} was changed")
-    return Outcome(
-        "files", not changed, ", ".join(changed) or f"{len(manifest['files'])} unchanged"
-    )
+    known = {MANIFEST, *noted, *manifest["weights"]}
+    changed += [f"{name} was added" for name in found if name not in known]
+    return Outcome("files", not changed, _some(changed) or f"{len(noted)} unchanged, none added")
+
+
+def _some(items: Sequence[str]) -> str:
+    more = f", and {len(items) - MOST} more" if len(items) > MOST else ""
+    return ", ".join(items[:MOST]) + more
 
 
 def _headers(folder: Path, manifest: dict[str, Any]) -> tuple[Checkpoint | None, Outcome]:
@@ -126,7 +135,15 @@ def _headers(folder: Path, manifest: dict[str, Any]) -> tuple[Checkpoint | None,
         want, have = planned[name], found[name]
         if (want["dtype"], tuple(want["shape"])) != (have.dtype, have.shape):
             wrong.append(f"{name} is {have.dtype} {list(have.shape)}")
-    detail = "; ".join(sorted(wrong)[:5]) or f"{len(planned)}, names, dtypes and shapes as planned"
+    files = {name: checkpoint.folder / name for name in manifest["weights"]}
+    read = {tensor.file for tensor in found.values()}
+    wrong += [f"{name} holds no tensor" for name, file in files.items() if file not in read]
+    wrong += [
+        f"the header of {name} was changed"
+        for name, file in files.items()
+        if file in read and frame_hash(file) != manifest["weights"][name]
+    ]
+    detail = _some(sorted(wrong)) or f"{len(planned)}, names, dtypes and shapes as planned"
     return checkpoint, Outcome("tensors", not wrong, detail)
 
 
@@ -137,7 +154,7 @@ def _hashes(checkpoint: Checkpoint, manifest: dict[str, Any]) -> Outcome:
             planned = manifest["tensors"].get(name)
             if planned and hash_ranges([Range.of(tensor)], progress) != planned["blake3"]:
                 wrong.append(name)
-    detail = f"changed: {', '.join(wrong[:5])}" if wrong else f"{len(checkpoint.tensors)} equal"
+    detail = f"changed: {_some(wrong)}" if wrong else f"{len(checkpoint.tensors)} equal"
     return Outcome("hashes", not wrong, detail)
 
 
@@ -180,7 +197,7 @@ def _compare_donor(donor: Donor, manifest: dict[str, Any], *, whole: bool) -> Ou
         sources = [Range.of(donor.checkpoint.tensors[source]) for source in tensor["from"]]
         if hash_ranges(sources) != tensor["blake3"]:
             wrong.append(name)
-    detail = f"differ: {', '.join(wrong[:5])}" if wrong else f"{len(chosen)} of {len(copied)} equal"
+    detail = f"differ: {_some(wrong)}" if wrong else f"{len(chosen)} of {len(copied)} equal"
     return Outcome(f"donor {donor.name}", not wrong, detail)
 
 

@@ -12,6 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hybridize.assembler.fingerprints import content_hash
+from hybridize.assembler.staging import MANIFEST
 from hybridize.cpt.plan import CptPlan, plan_training
 from hybridize.cpt.policy_words import tensor_list
 from hybridize.cpt.stages import Stage
@@ -165,6 +167,7 @@ def _lines(trained: Trained) -> list[str]:
         f"  checked: {record['frozen']:,} frozen tensors are bit for bit what they were, "
         f"{moved:,} of {record['trained']:,} trained ones have changed",
     ]
+    lines.append(f"  manifest: {_manifest(trained)} (for verify --expect)")
     if record["unmoved"]:
         lines.append(f"  as they were, rounded as stored: {_some(record['unmoved'])}")
     for i, stage in enumerate(stages):
@@ -182,10 +185,14 @@ def _lines(trained: Trained) -> list[str]:
     return lines
 
 
+def _manifest(trained: Trained) -> str:
+    return content_hash(trained.folder / MANIFEST)
+
+
 def _some(items: Sequence[Any]) -> str:
     more = f", ... ({len(items)})" if len(items) > 3 else ""
     return ", ".join(map(str, items[:3])) + more
 
 
 def as_dict(trained: Trained) -> dict[str, Any]:
-    return {"folder": str(trained.folder), **trained.record}
+    return {"folder": str(trained.folder), "manifest": _manifest(trained), **trained.record}

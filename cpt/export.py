@@ -6,7 +6,6 @@ they are stored in: whatever was frozen is the base's, byte for byte.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
+from hybridize.assembler.manifest import read_manifest, sealed
 from hybridize.assembler.staging import MANIFEST
 from hybridize.assembler.tensors import TORCH
 from hybridize.checkpoint import TensorHeader, open_checkpoint
@@ -87,7 +87,7 @@ def _note(
     file = staged / MANIFEST
     if not file.is_file():
         return
-    manifest = json.loads(file.read_text(encoding="utf-8"))
+    manifest = read_manifest(staged)
     for name, digest in hashes.items():
         manifest["tensors"][name] |= {"blake3": digest, "copied": False, "trained": True}
     for donor in manifest["donors"].values():
@@ -101,7 +101,7 @@ def _note(
         text = card.read_text(encoding="utf-8").rstrip()
         card.write_text(f"{text}\n\n{_section(record)}", encoding="utf-8")
         manifest["files"][CARD] = blake3(card.read_bytes()).hexdigest()
-    file.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(sealed(manifest), encoding="utf-8")
 
 
 def _section(record: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from hybridize.assembler.manifest import read_manifest
 from hybridize.assembler.staging import MANIFEST
 from hybridize.assembler.windows import Reader
 from hybridize.checkpoint import read_json
@@ -190,7 +191,7 @@ def _finished(out: Path, work: Path, identity: Identity) -> dict[str, Any] | Non
     if not ((out / MANIFEST).is_file() and (work / FILE).is_file()):
         return None
     noted = read_json(work / FILE)
-    records: list[dict[str, Any]] = read_json(out / MANIFEST).get("training") or []
+    records: list[dict[str, Any]] = read_manifest(out).get("training") or []
     if not records or records[-1]["base"].get("key") != key_of(noted):
         return None
     check_same(noted, identity, work)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hybridize.assembler.anatomy import Anatomy, dissect, text_config
+from hybridize.assembler.manifest import read_manifest
 from hybridize.assembler.staging import MANIFEST
-from hybridize.checkpoint import BITS, Checkpoint, TensorHeader, open_checkpoint, read_json
+from hybridize.checkpoint import BITS, Checkpoint, TensorHeader, open_checkpoint
 from hybridize.errors import HybridizeError
 
 Role = Literal["embeddings", "slot", "bridge", "norm", "head", "other"]
@@ -266,11 +267,8 @@ def _is_tied(config: Mapping[str, Any], head: Collection[str]) -> bool:
 
 def _donors_of_build(folder: Path, depth: int) -> tuple[str | None, ...]:
     """Whose layers a native model holds, if hybridize built it: its config cannot say."""
-    file = folder / MANIFEST
-    slots = read_json(file).get("slots") if file.exists() else None
-    if isinstance(slots, list) and len(slots) == depth:
-        return tuple(slot.get("donor") if isinstance(slot, dict) else None for slot in slots)
-    return (None,) * depth
+    slots = read_manifest(folder)["slots"] if (folder / MANIFEST).is_file() else []
+    return tuple(slot["donor"] for slot in slots) if len(slots) == depth else (None,) * depth
 
 
 def _position(tensor: Tensor, bridges: Mapping[str, int], depth: int) -> tuple[int, int]:

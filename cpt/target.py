@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hybridize.assembler.manifest import read_manifest
 from hybridize.assembler.staging import MANIFEST
-from hybridize.checkpoint import read_json
 from hybridize.errors import HybridizeError
 from hybridize.positions import parse_yaml
 from hybridize.recipe import RecipeFile, checked_sections, load_recipe, read_recipe
@@ -69,7 +69,7 @@ def _not_built(folder: Path) -> HybridizeError:
 def _recipe_of(folder: Path) -> RecipeFile:
     if not (folder / MANIFEST).is_file():
         raise _not_built(folder)
-    noted = read_json(folder / MANIFEST)["recipe"]
+    noted = read_manifest(folder)["recipe"]
     return read_recipe(parse_yaml(noted["text"], Path(noted["file"])))
 
 

@@ -16,7 +16,7 @@ from hybridize.diagnostics.diagnosis import diagnose
 from hybridize.diagnostics.report.html import report_html
 from hybridize.diagnostics.target import Options, find_target
 from hybridize.diagnostics.trace import Document
-from hybridize.publishing import publish
+from hybridize.publishing import check_writable, publish
 from hybridize.recipe_fields import parse_size
 
 TRACE, REPORT = "trace.json", "report.html"
@@ -62,6 +62,8 @@ def run(
     started = time.monotonic()
     wanted = Options(text, probes, perturb, part, seeds, tokens)
     found = find_target(target, wanted, built=built, offline=offline)
+    folder = out or Path("out") / "diagnosis" / found.name
+    check_writable(folder)
     where = pick_device(device)
     with token_progress("diagnosing", "layer-tokens") as tell:
         traces = diagnose(
@@ -79,13 +81,11 @@ def run(
         versions={name: version(name) for name in LIBRARIES},
         models=traces,
     )
-    folder = out or Path("out") / "diagnosis" / found.name
     write_files(document, folder)
     return Done(document, folder, time.monotonic() - started)
 
 
 def write_files(document: Document, folder: Path) -> None:
     """Both files, each at once."""
-    folder.mkdir(parents=True, exist_ok=True)
     publish(folder / TRACE, document.model_dump_json(indent=1) + "\n")
     publish(folder / REPORT, report_html(document))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from hybridize.assembler.donors import (
 )
 from hybridize.assembler.fingerprints import file_hash
 from hybridize.assembler.inspection import mixer_of, mlp_of
+from hybridize.assembler.manifest import read_manifest
 from hybridize.assembler.outputs import TORCH_NAMES
 from hybridize.assembler.precision import AUTO
 from hybridize.assembler.resolving import resolve_donor
@@ -196,7 +196,7 @@ def recipe_subjects(recipe: RecipeFile, *, built: Path, offline: bool) -> list[S
     manifest = built / MANIFEST
     if not manifest.is_file():
         say(f"{built} is not there: the donors alone are diagnosed")
-    elif json.loads(manifest.read_text())["recipe"]["text"] != recipe.document.text:
+    elif read_manifest(built)["recipe"]["text"] != recipe.document.text:
         say(f"{built} was built from another version of this recipe: it is left out")
     else:
         name = recipe.name if recipe.name not in recipe.recipe.donors else f"{recipe.name}-built"
@@ -213,7 +213,9 @@ def _subject(folder: Path, *, name: str, source: str, commit: str | None) -> Sub
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return subject
-    slots = json.loads(manifest.read_text())["slots"]  # a native result: layers of several donors
+    slots = read_manifest(folder)["slots"]  # a native result: layers of several donors
+    if len(slots) != donor.depth:
+        return subject
     return replace(subject, slots=tuple((slot["donor"], slot["layer"]) for slot in slots))
 
 

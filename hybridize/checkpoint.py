@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from hybridize.errors import HybridizeError
+from hybridize.errors import HybridizeError, shorten
+from hybridize.files import State, is_file_name, opened, read_bytes, refuse_changed, states_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
@@ -50,6 +51,15 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, TensorHeader]
+    states: dict[Path, State | None]  # of the files that were read, before they were
+
+    def refuse_changed(self) -> None:
+        """Whoever reads a checkpoint at several times must see the same one.
+
+        Raises:
+            HybridizeError: a file of it has changed since it was opened.
+        """
+        refuse_changed(self.states)
 
     @property
     def nbytes(self) -> int:
@@ -69,9 +79,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     if not folder.is_dir():
         raise HybridizeError("no such folder", place=str(folder))
+    states = states_of([folder / "config.json"])
     config = decode_floats(read_json(folder / "config.json"))
     tensors: dict[str, TensorHeader] = {}
-    for file in weight_files(folder):
+    files = weight_files(folder)
+    states |= states_of(files)
+    for file in files:
         for tensor in read_header(file):
             if tensor.name in tensors:
                 raise HybridizeError(
@@ -82,15 +95,15 @@ def open_checkpoint(folder: Path) -> Checkpoint:
                 )
             tensors[tensor.name] = tensor
     _compare_with_index(folder, tensors)
-    return Checkpoint(folder=folder, config=config, tensors=tensors)
+    return Checkpoint(folder=folder, config=config, tensors=tensors, states=states)
 
 
 def is_lfs_pointer(file: Path) -> bool:
     """Whether Git LFS has left a few lines in the place of a file that it has not fetched."""
     try:
-        with file.open("rb") as stream:
+        with opened(file) as stream:
             return stream.read(len(LFS)) == LFS
-    except OSError:
+    except (OSError, HybridizeError):
         return False
 
 
@@ -101,7 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
         HybridizeError: the file is missing or is not a JSON object.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         if content.startswith(LFS):
             raise HybridizeError(f"this is {LFS_FOUND}", fix=LFS_FIX, place=str(path))
         value = json.loads(content)
@@ -113,8 +126,6 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, RecursionError) as error:
         raise HybridizeError(f"not JSON: {error}", place=str(path)) from None
-    except OSError as error:
-        raise HybridizeError(f"cannot be read: {error.strerror}", place=str(path)) from None
     if not isinstance(value, dict):
         raise HybridizeError("not a JSON object", place=str(path))
     return value
@@ -188,8 +199,14 @@ def _inside(folder: Path, name: str, index: Path) -> Path:
     pure = PurePosixPath(name)
     if pure.is_absolute() or len(pure.parts) != 1 or name in ("", ".", ".."):
         raise HybridizeError(
-            f"points at '{name}', outside of the folder",
+            f"points at '{shorten(name)}', outside of the folder",
             fix="do not use this checkpoint: a sound index names files beside it",
+            place=str(index),
+        )
+    if not is_file_name(name):
+        raise HybridizeError(
+            f"names the shard {shorten(repr(name))}, which is no name of a file",
+            fix="download or copy the checkpoint again",
             place=str(index),
         )
     if not (folder / name).exists():
@@ -223,7 +240,7 @@ def read_header(file: Path) -> list[TensorHeader]:
         HybridizeError: the header is truncated, is not JSON, or lies about sizes or offsets.
     """
     try:
-        with file.open("rb") as stream:
+        with opened(file) as stream:
             size = stream.seek(0, 2)
             stream.seek(0)
             start = stream.read(len(LFS))
@@ -234,8 +251,8 @@ def read_header(file: Path) -> list[TensorHeader]:
             if size < 8 or length > min(size - 8, LONGEST_HEADER):
                 raise _broken(file, f"truncated: {size} bytes, a header of {length} announced")
             raw = stream.read(length)
-    except OSError as error:
-        raise HybridizeError(f"cannot be read: {error.strerror}", place=str(file)) from None
+    except FileNotFoundError:
+        raise _broken(file, "is missing") from None
     try:
         header = json.loads(raw, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:

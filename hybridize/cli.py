@@ -15,6 +15,7 @@ import click
 
 import hybridize
 from hybridize.errors import HybridizeError
+from hybridize.files import system_error
 
 # Threads that wait for each other in a loop stand still on a busy machine: a minute for a second's
 # work. torch reads this when it is imported, here and in a build's second process.
@@ -43,12 +44,13 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, as_json: bool, offline: bool, verbose: bool, **kwargs: Any) -> None:
         try:
             command(*args, as_json=as_json, offline=offline, **kwargs)
-        except HybridizeError as error:
+        except BrokenPipeError:  # `| head`: click ends quietly
+            raise
+        except (HybridizeError, OSError) as error:
             if verbose:
                 raise
             _let_the_first_process_speak()
-            _report(error, as_json=as_json)
-            _end(error.exit_status)
+            _end(_report(error, as_json=as_json))
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(130)
@@ -79,12 +81,16 @@ def _let_the_first_process_speak() -> None:
         time.sleep(15)
 
 
-def _report(error: HybridizeError, *, as_json: bool) -> None:
+def _report(error: HybridizeError | OSError, *, as_json: bool) -> int:
+    """Say what went wrong; the exit status."""
     from hybridize.console import show_json
 
+    if isinstance(error, OSError):  # a full disk, a folder that cannot be written
+        error = system_error(error)
     if as_json:
-        show_json({"errors": [vars(finding) for finding in error.findings]})
+        show_json(error.as_dict())
     click.echo(str(error), err=True)
+    return error.exit_status
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -189,13 +195,22 @@ def build(
     help="Load the model and run it, compare names and shapes with its class, or neither.",
 )
 @click.option("--whole", is_flag=True, help="Compare every tensor with its donor, not a sample.")
+@click.option("--expect", metavar="HASH", help="Of hybridize.json, as build printed it.")
 @common
-def verify(folder: Path, *, load: Any, whole: bool, as_json: bool, offline: bool) -> None:
+def verify(
+    folder: Path,
+    *,
+    load: Any,
+    whole: bool,
+    expect: str | None,
+    as_json: bool,
+    offline: bool,
+) -> None:
     """Check a built model against its manifest, its donors, and its class."""
     from hybridize.assembler.verify import verify as check
     from hybridize.console import show, show_json
 
-    found = check(folder, load=load, whole=whole)
+    found = check(folder, load=load, whole=whole, expect=expect)
     show_json(found.as_dict()) if as_json else show(found.table())
     if not found.ok:
         sys.exit(1)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
+
+MOST, MOST_JSON = 20, 200  # findings that are shown, on a terminal and as JSON
+LONGEST, LONGEST_FOUND = 400, 2000  # characters of a path or a fix, and of what was found
+KNOWN = 40  # names that a fix lists
 
 
 @dataclass(frozen=True)
@@ -17,8 +21,17 @@ class Finding:
     place: str | None = None  # file:line:column, a tensor, a folder: whatever the user can go to
 
     def __str__(self) -> str:
-        head = f"{self.place}: {self.found}" if self.place else self.found
-        return f"{head}\n  fix: {self.fix}" if self.fix else head
+        found = shorten(self.found, LONGEST_FOUND)
+        head = f"{shorten(self.place)}: {found}" if self.place else found
+        return f"{head}\n  fix: {shorten(self.fix, LONGEST_FOUND)}" if self.fix else head
+
+    def as_dict(self) -> dict[str, str | None]:
+        """For JSON, as long as on a terminal."""
+        return {
+            "found": shorten(self.found, LONGEST_FOUND),
+            "fix": self.fix and shorten(self.fix, LONGEST_FOUND),
+            "place": self.place and shorten(self.place),
+        }
 
 
 class HybridizeError(Exception):
@@ -39,7 +52,15 @@ class HybridizeError(Exception):
         return error
 
     def __str__(self) -> str:
-        return "\n".join(str(finding) for finding in self.findings)
+        lines = [str(finding) for finding in self.findings[:MOST]]
+        more = len(self.findings) - MOST
+        return "\n".join([*lines, *([f"... and {more:,} more"] if more > 0 else [])])
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: `errors`, and how many `more` there are than it lists."""
+        more = max(0, len(self.findings) - MOST_JSON)
+        listed = [finding.as_dict() for finding in self.findings[:MOST_JSON]]
+        return {"errors": listed, **({"more": more} if more else {})}
 
 
 class CheckFailed(HybridizeError):
@@ -48,8 +69,19 @@ class CheckFailed(HybridizeError):
     exit_status = 1
 
 
+def shorten(text: str, longest: int = LONGEST) -> str:
+    """A text without its middle where it is too long, in one line."""
+    text = text.replace("\0", "\\0")
+    if len(text) <= longest:
+        return text
+    half = (longest - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
+
+
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """A fix line for a name that is not among the known ones."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    listed = f"known: {', '.join(known)}"
+    # Likeness takes the product of lengths: nobody has misspelt a thousand letters.
+    close = difflib.get_close_matches(word[:LONGEST], known[:1000], n=1, cutoff=0.6)
+    more = f", ... ({len(known):,})" if len(known) > KNOWN else ""
+    listed = f"known: {', '.join(known[:KNOWN])}{more}"
     return f"did you mean '{close[0]}'? ({listed})" if close else listed

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from hybridize.errors import Finding, HybridizeError
+from hybridize.errors import Finding, HybridizeError, shorten
+from hybridize.files import read_bytes
 
 Step = str | int
 Place = tuple[Step, ...]
@@ -19,7 +20,9 @@ KEY = "\0key"  # last step of the place of a key itself, beside that of its valu
 
 # Aliases of aliases can make a file of a kilobyte into gigabytes of nodes.
 MOST_NODES = 200_000
-PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+YAML = "tag:yaml.org,2002:"
+PLAIN_TAGS = (f"{YAML}map", f"{YAML}seq")
+SCALARS = ("str", "int", "float", "bool", "null")
 
 
 @dataclass(frozen=True)
@@ -62,18 +65,16 @@ def read_yaml(path: Path) -> Document:
         HybridizeError: the file is missing, not UTF-8, not YAML, or nests without end.
         HybridizeError: keys that stand twice in one mapping, all of them.
     """
+    if path.is_dir():
+        raise HybridizeError("is a folder, not a YAML file", place=str(path))
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path).decode("utf-8")
     except FileNotFoundError:
         raise HybridizeError("no such file", place=str(path)) from None
-    except IsADirectoryError:
-        raise HybridizeError("is a folder, not a YAML file", place=str(path)) from None
     except UnicodeDecodeError as error:
         raise HybridizeError(
             f"is not UTF-8 text (byte {error.start})", fix="save it as UTF-8", place=str(path)
         ) from None
-    except OSError as error:
-        raise HybridizeError(f"cannot be read: {error.strerror}", place=str(path)) from None
     return parse_yaml(text, path)
 
 
@@ -151,7 +152,8 @@ class _Reader:
         self.open.add(id(node))
         try:
             if not isinstance(node, yaml.ScalarNode) and node.tag not in PLAIN_TAGS:
-                raise HybridizeError(f"not YAML: unknown tag '{node.tag}'", place=self._spot(node))
+                found = f"not YAML: unknown tag '{shorten(node.tag)}'"
+                raise HybridizeError(found, place=self._spot(node))
             if isinstance(node, yaml.MappingNode):
                 return self._mapping(node, where)
             if isinstance(node, yaml.SequenceNode):
@@ -161,13 +163,24 @@ class _Reader:
             self.open.discard(id(node))
 
     def _scalar(self, node: yaml.Node) -> Any:
+        kind = node.tag.removeprefix(YAML)
+        if node.tag == kind or kind not in SCALARS:
+            raise HybridizeError(
+                f"not YAML: unknown tag '{shorten(node.tag)}'",
+                fix=f"known: {', '.join(SCALARS)}",
+                place=self._spot(node),
+            )
         try:
             value = self.loader.construct_object(node)
             # JSON writes what lies beyond 16 bits as two surrogates; PyYAML leaves the halves.
-            is_text = isinstance(value, str)
-            return value.encode("utf-16", "surrogatepass").decode("utf-16") if is_text else value
-        except (yaml.YAMLError, ValueError) as error:
-            reason = getattr(error, "problem", None) or str(error)
+            if not isinstance(value, str):
+                return value
+            if "\0" in value:
+                raise HybridizeError("a NUL in a text", place=self._spot(node))
+            return value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except (yaml.YAMLError, ValueError, LookupError) as error:
+            # An explicit tag on what is none of its kind: `!!bool perhaps` is a KeyError.
+            reason = getattr(error, "problem", None) or f"'{shorten(node.value, 60)}' is no {kind}"
             raise HybridizeError(f"not YAML: {reason}", place=self._spot(node)) from None
 
     def _mapping(self, node: yaml.MappingNode, where: Place) -> dict[str, Any]:

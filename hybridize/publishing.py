@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from pathlib import Path
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those that it lies in.
+
+    Raises:
+        OSError: that names the folder, whichever of them could not be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before the work whether its results can be written; leaves nothing behind.
+
+    Args:
+        folder: it need not be there yet.
+
+    Raises:
+        OSError: it could not be made, or a file in it.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(there)) from None
 
 
 def publish(file: Path, content: str) -> None:
     """Write a text file in one step, in place of one that may be there."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     staged = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         staged.write_text(content, encoding="utf-8")

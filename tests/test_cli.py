@@ -98,7 +98,7 @@ def test_a_failed_check_has_status_1(folder: Path) -> None:
     result = run("verify", "broken", "--load", "none")
     assert result.exit_code == 1
     assert "FAIL  files: config.json was changed" in result.output
-    assert "1 of 5 checks failed" in result.output
+    assert "1 of 6 checks failed" in result.output
 
 
 def test_verify_says_what_it_needs() -> None:

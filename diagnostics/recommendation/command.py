@@ -13,7 +13,7 @@ from hybridize.diagnostics.recommendation.recipe_writing import recipe_yaml
 from hybridize.diagnostics.recommendation.recommending import Recommendation, recommend
 from hybridize.diagnostics.target import Options, with_options
 from hybridize.errors import HybridizeError
-from hybridize.publishing import publish
+from hybridize.publishing import check_writable, publish
 from hybridize.recipe import load_recipe
 from hybridize.recipe_fields import parse_size
 
@@ -41,6 +41,8 @@ def run(
         raise HybridizeError(
             "is there already", fix="choose another name, or add --force", place=str(write)
         )
+    if write is not None:
+        check_writable(write.parent)
     wanted = with_options(load_recipe(recipe), Options(text=text, seeds=seeds, tokens=tokens))
     where = pick_device(device)
     found = recommend(

@@ -259,7 +259,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
         return pwrite(*args)
 
     monkeypatch.setattr(copying.os, "pwrite", full)
-    with pytest.raises(HybridizeError, match="the disk became full"):
+    with pytest.raises(HybridizeError, match="the disk is full"):
         build_in(donors, STACK)
     assert left_over(donors) == []
 
@@ -278,7 +278,7 @@ runpy.run_module("hybridize", run_name="__main__")
         [sys.executable, "-c", code], cwd=donors, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2, done.stderr
-    assert "the disk became full (File too large)" in done.stderr
+    assert "the disk is full: File too large" in done.stderr
     assert list((donors / "out").iterdir()) == []
 
 

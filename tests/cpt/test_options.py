@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from hybridize.assembler.manifest import sealed
 from hybridize.assembler.verify import verify
 from hybridize.cli import main
 from hybridize.cpt import guards
@@ -251,7 +252,7 @@ def test_a_tied_head_that_lies_in_the_files_twice_stays_tied(tmp_path: Path) -> 
     manifest = json.loads((tmp_path / "out" / "hybridize.json").read_text())
     entry = manifest["tensors"]["model.embed_tokens.weight"]
     manifest["tensors"]["lm_head.weight"] = {**entry}
-    (tmp_path / "out" / "hybridize.json").write_text(json.dumps(manifest))
+    (tmp_path / "out" / "hybridize.json").write_text(sealed(manifest))
     ended(write_recipe(tmp_path / "recipe.yaml", data))
     after = load_file(tmp_path / "trained" / "model.safetensors")
     assert torch.equal(after["lm_head.weight"], after["model.embed_tokens.weight"])
