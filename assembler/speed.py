@@ -12,6 +12,7 @@ import platform
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from blake3 import blake3
@@ -92,10 +93,10 @@ def _machine() -> tuple[str, ...]:
 
 
 def _between(points: list[tuple[int, float]], width: int) -> float:
-    """A rate between those of two widths, on a straight line of logarithms; no farther than both."""
+    """A rate between those of two widths, on a line through logarithms; beyond them, the last."""
     if width <= points[0][0]:
         return points[0][1]
-    for (low, slow), (high, fast) in zip(points, points[1:], strict=False):
+    for (low, slow), (high, fast) in pairwise(points):
         if width <= high:
             share = math.log(width / low) / math.log(high / low)
             return math.exp(math.log(slow) + share * math.log(fast / slow))

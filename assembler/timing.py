@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaModel
@@ -91,7 +92,9 @@ def _layer(width: int, device: str, dtype: str) -> LlamaModel:
         num_key_value_heads=max(1, width // 256),
         vocab_size=8,
     )
-    return LlamaModel(config).to(device, getattr(torch, dtype))
+    model: Any = LlamaModel(config)
+    made: LlamaModel = model.to(device=device, dtype=getattr(torch, dtype))
+    return made
 
 
 def _states(model: LlamaModel) -> torch.Tensor:
