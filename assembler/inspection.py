@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from hybridize.assembler.anatomy import (
@@ -17,6 +17,7 @@ from hybridize.assembler.anatomy import (
     text_config,
 )
 from hybridize.assembler.architectures import refusal
+from hybridize.assembler.layer_table import Row, layer_table
 from hybridize.assembler.soundness import contradictions, unsound
 from hybridize.checkpoint import Checkpoint
 from hybridize.console import count, size
@@ -81,26 +82,28 @@ class DepthMap:
             "layers": self.rows,
         }
 
-    def table(self) -> RenderableType:
-        anatomy = self.anatomy
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for heading in ("layer", "mixer", "mlp", "width", "parameters", "bytes"):
-            table.add_column(heading, justify="left" if heading in ("mixer", "mlp") else "right")
-        table.add_row(
-            "", "embeddings", "", str(anatomy.width), count(anatomy.embedding.numel),
-            size(anatomy.embedding.nbytes),
-        )  # fmt: skip
-        for row in self.rows:
-            table.add_row(
-                str(row["layer"]), row["mixer"], row["mlp"], str(row["width"]),
-                count(row["parameters"]), size(row["bytes"]),
-            )  # fmt: skip
-        head = sum(t.numel for t in anatomy.head)
-        table.add_row(
-            "", "head" if head else "head (tied)", "", str(anatomy.width), count(head),
-            size(sum(t.nbytes for t in anatomy.head)),
-        )  # fmt: skip
+    def table(self, *, full: bool = False) -> RenderableType:
+        """Runs of equal layers as one row each; `full`: every layer."""
+        table = layer_table(self._table_rows(), stack=False, full=full)
         return Group(table, Text(), Text(self._summary()))
+
+    def _table_rows(self) -> Iterator[Row]:
+        anatomy, width = self.anatomy, str(self.anatomy.width)
+        embedding, head = anatomy.embedding, anatomy.head
+        yield Row("", "embeddings", "", width, embedding.numel, embedding.nbytes)
+        for layer in anatomy.layers:
+            yield Row(
+                "",
+                mixer_of(self.config, layer, short=True),
+                mlp_of(layer),
+                width,
+                layer.num_parameters,
+                layer.nbytes,
+                slots=(layer.index, layer.index),
+                layers=(layer.index, layer.index),
+            )
+        numel, nbytes = sum(t.numel for t in head), sum(t.nbytes for t in head)
+        yield Row("", "head" if head else "head (tied)", "", width, numel, nbytes)
 
     def _summary(self) -> str:
         anatomy, model_type = self.anatomy, self.config.get("model_type")
@@ -134,13 +137,32 @@ def depth_map(checkpoint: Checkpoint, name: str) -> DepthMap:
         raise
 
 
-def mixer_of(config: dict[str, Any], layer: Layer) -> str:
-    """Name of the mixer's module, with the kind that the config gives to this depth."""
-    name = ", ".join(layer.mixers) or "-"
+def mixer_of(
+    config: Mapping[str, Any], layer: Layer, *, name: str | None = None, short: bool = False
+) -> str:
+    """Name of the mixer's module, with the kind that the config gives to this depth.
+
+    Args:
+        name: in the place of the module's.
+        short: without the word attention, as a table has it: self_attn (sliding).
+    """
+    name = name or ", ".join(layer.mixers) or "-"
+    kind = _kind(config, layer.index)
+    if kind is None:
+        return name
+    return f"{name} ({kind.removesuffix('_attention') if short else kind})"
+
+
+def _kind(config: Mapping[str, Any], index: int) -> str | None:
+    """What the config says of the mixer of a layer, as transformers reads it."""
     kinds = config.get("layer_types") or config.get("layers_block_type")
-    if isinstance(kinds, list) and layer.index < len(kinds):
-        return f"{name} ({kinds[layer.index]})"
-    return name
+    if isinstance(kinds, list):
+        return str(kinds[index]) if index < len(kinds) else None
+    # Gemma 3 and Cohere 2 as they were first published; their classes make the list of it.
+    period = config.get("sliding_window_pattern")
+    if isinstance(period, int) and period > 0:
+        return "sliding_attention" if (index + 1) % period else "full_attention"
+    return None
 
 
 def mlp_of(layer: Layer) -> str:

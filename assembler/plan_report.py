@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hybridize.assembler.inspection import mixer_of, mlp_of
+from hybridize.assembler.layer_table import Row, layer_table
 from hybridize.assembler.plan import Plan
+from hybridize.assembler.stack import ENTER, LEAVE, Slot
 from hybridize.checkpoint import BITS, TensorHeader
 from hybridize.console import count, size
 
@@ -46,6 +49,8 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
                 "slot": i,
                 "donor": slot.donor,
                 "layer": slot.layer,
+                "mixer": _modules(plan, slot)[0],
+                "mlp": _modules(plan, slot)[1],
                 "made": slot.made,
                 "swaps": [vars(swap) for swap in slot.swaps],
                 "width": plan.donors[slot.donor].anatomy.width,
@@ -109,12 +114,15 @@ def _bytes(plan: Plan, donor: str, tensors: Iterable[TensorHeader]) -> int:
     return sum(t.numel * BITS[plan.dtype_of(t.dtype, donor)] // 8 for t in tensors)
 
 
-def plan_table(plan: Plan) -> RenderableType:
-    """The plan as build's user wants to read it."""
+def plan_table(plan: Plan, *, full: bool = False) -> RenderableType:
+    """The plan as build's user wants to read it; `full`: a row for every slot."""
     donors = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("donor", "type", "layers", "width", "vocabulary", "dtype", "license", "source"):
         donors.add_column(
-            heading, justify="right" if heading in ("layers", "width", "vocabulary") else "left"
+            heading,
+            justify="right" if heading in ("layers", "width", "vocabulary") else "left",
+            no_wrap=heading not in ("license", "source"),
+            overflow="fold",
         )
     for name, donor in plan.donors.items():
         anatomy = donor.anatomy
@@ -123,71 +131,99 @@ def plan_table(plan: Plan) -> RenderableType:
             anatomy.dtype, donor.license or "not stated",
             donor.source + (f" @ {donor.commit[:12]}" if donor.commit else ""),
         )  # fmt: skip
-    return Group(donors, Text(), _slots(plan), Text(), _summary(plan))
+    slots = layer_table(_rows(plan), stack=True, full=full)
+    return Group(donors, Text(), slots, Text(), _summary(plan))
 
 
-def _slots(plan: Plan) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("slot", "from", "layer", "mixer", "mlp", "width", "parameters", "bytes"):
-        table.add_column(
-            heading, justify="left" if heading in ("from", "mixer", "mlp") else "right"
-        )
-    embedding = plan.donors[plan.embeddings].anatomy
-    table.add_row(
-        "", plan.embeddings, "", "embeddings", "", str(embedding.width),
-        count(embedding.embedding.numel),
-        size(_bytes(plan, plan.embeddings, [embedding.embedding])),
+def _rows(plan: Plan) -> Iterator[Row]:
+    below, above = plan.donors[plan.embeddings].anatomy, plan.donors[plan.head].anatomy
+    yield Row(
+        plan.embeddings, "embeddings", "", str(below.width), below.embedding.numel,
+        _bytes(plan, plan.embeddings, [below.embedding]),
     )  # fmt: skip
     for i, slot in enumerate(plan.slots):
-        _bridge_rows(table, plan, str(i))
-        layer, tensors = plan.layer(slot), plan.slot_tensors(slot)
-        swapped = {swap.path: f"{swap.module} of {swap.donor} {swap.layer}" for swap in slot.swaps}
-        table.add_row(
-            str(i), slot.donor + (" (made)" if slot.made else ""), str(slot.layer),
-            ", ".join(swapped.get(n, n) for n in layer.mixers) or "-",
-            ", ".join(swapped.get(n, n) for n in layer.mlps) or "-",
+        yield from _bridge_rows(plan, str(i))
+        tensors = plan.slot_tensors(slot)
+        mixer, mlp = _modules(plan, slot, short=True)
+        yield Row(
+            slot.donor + (" (made)" if slot.made else ""),
+            mixer,
+            mlp,
             str(plan.donors[slot.donor].anatomy.width),
-            count(sum(t.numel for t in tensors)), size(_bytes(plan, slot.donor, tensors)),
-        )  # fmt: skip
-    _bridge_rows(table, plan, "head")
-    head = plan.head_tensors
-    table.add_row(
-        "", plan.head, "", "head" + (" (tied)" if plan.tied else ""), "",
-        str(plan.donors[plan.head].anatomy.width), count(sum(t.numel for t in head)),
-        "-" if plan.tied else size(_bytes(plan, plan.head, head)),
+            sum(t.numel for t in tensors),
+            _bytes(plan, slot.donor, tensors),
+            slots=(i, i),
+            layers=(slot.layer, slot.layer),
+        )
+    yield from _bridge_rows(plan, "head")
+    head = () if plan.tied else plan.head_tensors
+    yield Row(
+        plan.head, "head" + (" (tied)" if plan.tied else ""), "", str(above.width),
+        sum(t.numel for t in head), _bytes(plan, plan.head, head),
     )  # fmt: skip
-    return table
 
 
-def _bridge_rows(table: Table, plan: Plan, slot: str) -> None:
+def _modules(plan: Plan, slot: Slot, *, short: bool = False) -> tuple[str, str]:
+    """Mixer and MLP of a slot, those of other layers with where they come from."""
+    layer, config = plan.layer(slot), plan.donors[slot.donor].config
+    mixer, mlp = mixer_of(config, layer, short=short), mlp_of(layer)
+    for swap in slot.swaps:
+        guest = plan.donors[swap.donor]
+        inside, origin = guest.anatomy.layers[swap.layer], f" of {swap.donor} {swap.layer}"
+        if swap.path in layer.mixers:
+            mixer = mixer_of(guest.config, inside, name=swap.module, short=short) + origin
+        else:
+            mlp = mlp_of(inside) + origin
+    return mixer, mlp
+
+
+def _bridge_rows(plan: Plan, slot: str) -> Iterator[Row]:
     """The bridge before a slot or the head, and those around its swapped modules."""
+    sides = {ENTER: "into", LEAVE: "out of"}
     for where, bridge in plan.bridges.items():
         if where.partition(".")[0] != slot:
             continue
-        n, module = bridge.num_parameters, where.partition(".")[2]
-        table.add_row(
-            "", f"bridge: {bridge.kind}", "", f"init {bridge.init}", module,
-            f"{bridge.width_in}→{bridge.width_out}", count(n), size(n * BITS[plan.main_dtype] // 8),
+        path, _, side = where.partition(".")[2].rpartition(".")
+        yield Row(
+            "bridge",
+            f"{bridge.kind}, {sides[side]} {path}"
+            if path
+            else f"{bridge.kind}, init {bridge.init}",
+            "",
+            f"{bridge.width_in}→{bridge.width_out}",
+            bridge.num_parameters,
+            bridge.num_parameters * BITS[plan.main_dtype] // 8,
             style="cyan",
-        )  # fmt: skip
+        )
 
 
-def _summary(plan: Plan) -> Text:
+def _summary(plan: Plan) -> RenderableType:
     total = num_bytes(plan)
-    lines = [
+    head = (
         f"{plan.name}: {len(plan.slots)} slots, {count(num_parameters(plan))} parameters, "
-        f"{size(total)}",
-        f"target     {plan.target}: {plan.reason}",
-        f"dtype      {plan.dtype_reason}",
-        f"tokenizer  {plan.tokenizer.name if plan.tokenizer else 'none'}",
-        f"needs      {size(total)} of disk, as much memory to load and run it once, "
-        f"and about {max(1, round(total / SPEED)) + CHECKING} s"
-        + (", beside the fitting" if plan.calibration else ""),
-        *(f"lineage    {lineage}" for lineage in plan.lineages),
-        *([f"text       {_text(plan)}"] if plan.calibration else []),
-        *(f"note       {note}" for note in plan.notes),
+        f"{size(total)}"
+    )
+    lines = [
+        ("target", f"{plan.target}: {plan.reason}"),
+        ("dtype", plan.dtype_reason),
+        ("tokenizer", plan.tokenizer.name if plan.tokenizer else "none"),
+        (
+            "needs",
+            f"{size(total)} of disk, as much memory to load and run it once, "
+            f"and about {max(1, round(total / SPEED)) + CHECKING} s"
+            + (", beside the fitting" if plan.calibration else ""),
+        ),
+        *(("lineage", str(lineage)) for lineage in plan.lineages),
+        *([("text", _text(plan))] if plan.calibration else []),
+        *(("note", note) for note in plan.notes),
     ]
-    return Text("\n".join(lines))
+    # Two columns, so that a long line goes on below its own beginning.
+    words = Table(box=None, show_header=False, pad_edge=False)
+    words.add_column(width=len("tokenizer"), no_wrap=True)
+    words.add_column(overflow="fold")
+    for key, value in lines:
+        words.add_row(key, value)
+    return Group(Text(head), words)
 
 
 def _text(plan: Plan) -> str:

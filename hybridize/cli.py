@@ -33,6 +33,8 @@ COMPUTE = click.option(
     help="What models compute in; auto: as stored, or float32 where the device is slow in that.",
 )
 
+FULL = click.option("--full", is_flag=True, help="Show every layer, not runs of equal ones.")
+
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of every command, and errors as one message with an exit status."""
@@ -106,22 +108,24 @@ def main() -> None:
 
 @main.command(short_help="What stands at each depth of a model")
 @click.argument("model")
+@FULL
 @common
-def inspect(model: str, *, as_json: bool, offline: bool) -> None:
+def inspect(model: str, *, full: bool, as_json: bool, offline: bool) -> None:
     """Show the depth map of MODEL, a folder or a hub id (org/name@revision)."""
     from hybridize.assembler.donors import open_model
     from hybridize.assembler.inspection import depth_map
     from hybridize.console import show, show_json
 
     found = depth_map(open_model(model, offline=offline), model)
-    show_json(found.as_dict()) if as_json else show(found.table())
+    show_json(found.as_dict()) if as_json else show(found.table(full=full))
 
 
 @main.command(short_help="What build would do; reads headers only")
 @click.argument("recipe", type=PATH)
 @click.option("--prove", is_flag=True, help="Prove a native target now (this loads torch).")
+@FULL
 @common
-def plan(recipe: Path, *, prove: bool, as_json: bool, offline: bool) -> None:
+def plan(recipe: Path, *, prove: bool, full: bool, as_json: bool, offline: bool) -> None:
     """Show what `build` would do with RECIPE; reads configs and headers only."""
     from hybridize.assembler.plan import make_plan
     from hybridize.assembler.plan_report import plan_as_dict, plan_table
@@ -133,7 +137,7 @@ def plan(recipe: Path, *, prove: bool, as_json: bool, offline: bool) -> None:
         from hybridize.assembler.assemble import prove_target
 
         planned = prove_target(planned)
-    show_json(plan_as_dict(planned)) if as_json else show(plan_table(planned))
+    show_json(plan_as_dict(planned)) if as_json else show(plan_table(planned, full=full))
 
 
 @main.command(short_help="Assemble, check and publish a model")

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import StringIO
 from typing import Any
 
 import click
@@ -15,8 +16,14 @@ from rich.console import Console, RenderableType
 
 def show(what: RenderableType) -> None:
     """Print a result; where standard output is no terminal, plainly and without line breaks."""
-    wide = None if sys.stdout.isatty() else 200
-    Console(highlight=False, width=wide, markup=False).print(what)
+    if sys.stdout.isatty():
+        Console(highlight=False, markup=False).print(what)
+        return
+    console = Console(highlight=False, markup=False, width=200, file=StringIO())
+    with console.capture() as printed:
+        console.print(what)
+    # Tables fill their columns, which a terminal does not show and a file keeps.
+    click.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
 
 
 def show_json(document: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 MOST, MOST_JSON = 20, 200  # findings that are shown, on a terminal and as JSON
@@ -52,7 +52,12 @@ class HybridizeError(Exception):
         return error
 
     def __str__(self) -> str:
-        lines = [str(finding) for finding in self.findings[:MOST]]
+        shown = self.findings[:MOST]
+        # One way out of several mistakes in a row is told once, behind the last of them.
+        lines = [
+            str(replace(this, fix=None) if after and after.fix == this.fix else this)
+            for this, after in zip(shown, (*shown[1:], None), strict=True)
+        ]
         more = len(self.findings) - MOST
         return "\n".join([*lines, *([f"... and {more:,} more"] if more > 0 else [])])
 

@@ -115,7 +115,7 @@ def test_unknown_options_have_status_2() -> None:
 def test_inspect_shows_the_depth_map() -> None:
     text = run("inspect", "b").output
     assert "qwen3, 4 layers, width 32, vocabulary 64" in text
-    assert text.count("self_attn (full_attention)") == 2
+    assert text.count("self_attn (full)") == 2
 
 
 def test_an_interrupt_has_status_130_and_leaves_no_target(folder: Path) -> None:
