@@ -16,6 +16,7 @@ from blake3 import blake3
 
 import hybridize
 from hybridize.assembler.calibration import gather
+from hybridize.assembler.carrying import Carried, Carrier
 from hybridize.assembler.copying import copy_outputs, hash_ranges, same_bytes
 from hybridize.assembler.manifest import frame_hash, small_hashes
 from hybridize.assembler.outputs import (
@@ -32,7 +33,7 @@ from hybridize.assembler.prover import ProcessProver, Prover
 from hybridize.assembler.shards import Output, Shard, index_json, lay_out
 from hybridize.assembler.staging import MANIFEST, Staging, check_disk
 from hybridize.assembler.verify import compare_with_donors
-from hybridize.checkpoint import INDEX, encode_floats
+from hybridize.checkpoint import INDEX
 from hybridize.console import byte_progress, say, size, token_progress
 from hybridize.errors import HybridizeError
 from hybridize.files import system_error
@@ -179,6 +180,8 @@ class _Job:
         self.resumed = 0
         self.manifest = ""
         self.fit: dict[str, Any] | None = None
+        self.carrier: Carrier | None = None
+        self.carried: Carried | None = None
         self.parameters = staging.folder / "bridges.safetensors"
 
     def fit_bridges(self, *, offline: bool, compute_dtype: str) -> None:
@@ -252,6 +255,7 @@ class _Job:
     def _write_weights(self, outputs: Sequence[Output]) -> None:
         self.shards = lay_out(outputs, self.plan.recipe.recipe.shard_size)
         self.hashes = {}  # those of a native layout that was refuted do not count
+        self.carrier = self.carrier or Carrier(self.plan, self.prover)
         done = self._resume()
         total = sum(shard.nbytes for shard in self.shards if shard.name not in done)
         check_disk(self.staging.folder, total, fix=ELSEWHERE)
@@ -306,15 +310,11 @@ class _Job:
         plan, folder = self.plan, self.staging.model
         if index := index_json(self.shards):
             (folder / INDEX).write_text(index)
-        config = json.dumps(encode_floats(self.config), indent=2)
-        (folder / "config.json").write_text(config + "\n")
         if plan.target == "hybrid":
             for name in RUNTIME_FILES:
                 shutil.copyfile(RUNTIME / name, folder / name)
-        source = plan.tokenizer or plan.donors[plan.embeddings]
-        for file in (*source.tokenizer_files, source.folder / "generation_config.json"):
-            if file.exists():
-                shutil.copyfile(file, folder / file.name)
+        assert self.carrier is not None
+        self.carried = self.carrier.write(folder, self.config)
         (folder / "README.md").write_text(model_card(plan, self.fit), encoding="utf-8")
         weights = {shard.name: frame_hash(folder / shard.name) for shard in self.shards}
         manifest = manifest_json(
@@ -324,6 +324,7 @@ class _Job:
             files=small_hashes(folder, weights),
             weights=weights,
             fit=self.fit,
+            tokenizer_ids=self.carried.ids,
             out=self.staging.target,
         )
         (folder / MANIFEST).write_text(manifest, encoding="utf-8")
@@ -334,7 +335,12 @@ class _Job:
         folder = self.staging.model
         compared = compare_with_donors(self.shards, folder)
         answer = self.prover.submit("check", folder=str(folder), mode=how).result()
-        return [f"{compared} tensors read back equal their donors'", *answer["checks"]]
+        assert self.carried is not None
+        return [
+            f"{compared} tensors read back equal their donors'",
+            *answer["checks"],
+            self.carried.check,
+        ]
 
 
 def _check_tie(plan: Plan) -> None:

@@ -168,4 +168,6 @@ class _Manifest(_Part):
     files: dict[_Name, str]
     weights: dict[_Name, str]
     tensors: dict[str, _Tensor]
+    tokenizer_ids: str | None = None
+    versions: dict[str, str] = {}
     training: list[dict[str, Any]] = []

@@ -19,6 +19,7 @@ from hybridize.assembler.crossings import add_bridges
 from hybridize.assembler.donors import Donor
 from hybridize.assembler.lineage import Lineage, Lineages
 from hybridize.assembler.resolving import resolve_donor
+from hybridize.assembler.special_tokens import contradictions
 from hybridize.assembler.stack import Bridge, Slot, make_slots
 from hybridize.assembler.vocabulary import choose_tokenizer, refuse_other_tokens
 from hybridize.checkpoint import TensorHeader
@@ -198,7 +199,7 @@ def make_plan(recipe: RecipeFile, *, offline: bool = False, weights: bool = True
         dtype_reason=dtype_reason,
         tied=tied,
         notes=(
-            *_notes(recipe, used, embeddings, head, tokenizer),
+            *_notes(recipe, used, donors[embeddings], head, tokenizer),
             *_left_out(donors),
         ),
     )
@@ -381,16 +382,19 @@ def _obstacle(
 
 
 def _notes(
-    recipe: RecipeFile, used: set[str], embeddings: str, head: str, tokenizer: Donor | None
+    recipe: RecipeFile, used: set[str], embeddings: Donor, head: str, tokenizer: Donor | None
 ) -> list[str]:
+    name = embeddings.name
     known = used | ({tokenizer.name} if tokenizer else set())
     notes = [f"donor '{name}' is not used" for name in recipe.recipe.donors if name not in known]
     if tokenizer is None:
-        notes.append(f"donor '{embeddings}' has no tokenizer files: the result will have none")
-    elif tokenizer.name != embeddings:
-        notes.append(f"tokenizer of '{tokenizer.name}' over the embeddings of '{embeddings}'")
-    if embeddings != head:
-        notes.append(f"embeddings of '{embeddings}' and head of '{head}': kept untied")
+        notes.append(f"donor '{name}' has no tokenizer files: the result will have none")
+    else:
+        if tokenizer.name != name:
+            notes.append(f"tokenizer of '{tokenizer.name}' over the embeddings of '{name}'")
+        notes += contradictions(tokenizer, embeddings.anatomy.vocabulary)
+    if name != head:
+        notes.append(f"embeddings of '{name}' and head of '{head}': kept untied")
     return notes
 
 

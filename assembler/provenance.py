@@ -34,6 +34,7 @@ def manifest_json(
     files: Mapping[str, str],
     weights: Mapping[str, str],
     fit: Mapping[str, Any] | None,
+    tokenizer_ids: str | None,
     out: Path,
 ) -> str:
     """Text of hybridize.json.
@@ -42,6 +43,7 @@ def manifest_json(
         hashes: BLAKE3 of each tensor of the result, by name.
         files: BLAKE3 of every file beside the weights, by name.
         weights: BLAKE3 of all that is no tensor in each of the files of weights, by name.
+        tokenizer_ids: fingerprint of what the result's tokenizer gives, if it was opened.
         fit: how bridges were fitted, on which text, and the losses of the result and its controls.
         out: the target; local donors are noted relative to it.
     """
@@ -60,6 +62,7 @@ def manifest_json(
         "embeddings": plan.embeddings,
         "head": plan.head,
         "tokenizer": plan.tokenizer.name if plan.tokenizer else None,
+        "tokenizer_ids": tokenizer_ids,
         "tied": plan.tied,
         "donors": {name: _donor(donor, out) for name, donor in plan.donors.items()},
         "slots": [asdict(slot) for slot in plan.slots],

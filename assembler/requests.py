@@ -12,14 +12,16 @@ import torch
 
 from hybridize.assembler import check as checks
 from hybridize.assembler import compute as computing
-from hybridize.assembler import fitting
+from hybridize.assembler import fitting, tokenization
 from hybridize.assembler.donors import load_donor
 from hybridize.assembler.layout import hybrid_layout, keep_fp32_names
 from hybridize.assembler.loading import Weights
 from hybridize.assembler.proof import prove_native
 from hybridize.assembler.runtime import HybridConfig
 from hybridize.assembler.runtime.configuration_hybridize import read_config
+from hybridize.assembler.special_tokens import KEYS
 from hybridize.assembler.stack import Bridge
+from hybridize.errors import HybridizeError
 
 
 def prove(
@@ -105,6 +107,30 @@ def compute(
         {where: Bridge.from_dict(fields) for where, fields in bridges.items()},
         Path(fitted) if fitted else None,
     )
+
+
+def read_tokenizer(*, folder: str) -> dict[str, Any]:
+    """What a tokenizer gives: see `tokenization.read`; or `reason` why it cannot be opened."""
+    try:
+        return {"reason": None, **tokenization.read(Path(folder))}
+    except HybridizeError as error:
+        return {"reason": error.findings[0].found}
+
+
+def special_tokens(*, config: dict[str, Any]) -> dict[str, Any]:
+    """Ids of the special tokens that a config.json states, with its class's defaults."""
+    found = read_config(config)
+    return {key: getattr(found, key, None) for key in KEYS}
+
+
+def tokenizer_ids(*, folder: str) -> str:
+    """Fingerprint of a result's tokenizer."""
+    return tokenization.fingerprint(tokenization.open_tokenizer(Path(folder)))
+
+
+def keep_ids(*, source: str, folder: str, ids: str, kind: str) -> None:
+    """Have the tokenizer of a result give its donor's ids."""
+    tokenization.keep_ids(Path(source), Path(folder), ids=ids, kind=kind)
 
 
 def check(*, folder: str, mode: str) -> dict[str, Any]:

@@ -73,7 +73,9 @@ class Staging:
         finished = journal.get("files", {}) if journal.get("digest") == digest else {}
         self.model.mkdir(exist_ok=True)
         for path in sorted(self.model.iterdir()):
-            if path.name not in finished:
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in finished:
                 path.unlink()
         self._journal = {"digest": digest, "files": {}}
         return {name: found for name, found in finished.items() if (self.model / name).exists()}

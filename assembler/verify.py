@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,7 +91,7 @@ def verify(
         outcomes.append(_hashes(checkpoint, manifest))
         outcomes += _donors(folder, manifest, whole=whole)
         if load != "none":
-            outcomes.append(_load(folder, load, prover))
+            outcomes += _load(folder, manifest, load, prover)
     return Verification(folder, tuple(outcomes))
 
 
@@ -206,13 +207,29 @@ def _sample(items: Sequence[Any]) -> Sequence[Any]:
     return items[::step]
 
 
-def _load(folder: Path, how: str, prover: Prover | None) -> Outcome:
+def _load(
+    folder: Path, manifest: dict[str, Any], how: str, prover: Prover | None
+) -> Iterator[Outcome]:
+    where = str(folder.absolute())
     with closing(prover or ProcessProver()) as process:
         try:
-            answer = process.submit("check", folder=str(folder.absolute()), mode=how).result()
+            answer = process.submit("check", folder=where, mode=how).result()
+            yield Outcome("load", True, "; ".join(answer["checks"]))
         except HybridizeError as error:
-            return Outcome("load", False, str(error.findings[0].found))
-    return Outcome("load", True, "; ".join(answer["checks"]))
+            yield Outcome("load", False, str(error.findings[0].found))
+        if wanted := manifest.get("tokenizer_ids"):
+            yield _tokenizer(where, wanted, manifest["versions"], process)
+
+
+def _tokenizer(folder: str, wanted: str, versions: dict[str, str], process: Prover) -> Outcome:
+    try:
+        if process.submit("tokenizer_ids", folder=folder).result() == wanted:
+            return Outcome("tokenizer", True, "gives the ids that its donor's gave in the build")
+    except HybridizeError as error:
+        return Outcome("tokenizer", False, str(error.findings[0].found))
+    was, now = versions.get("transformers"), version("transformers")
+    reason = "" if was == now else f" (built with transformers {was}, this is {now})"
+    return Outcome("tokenizer", False, f"gives other ids than its donor's in the build{reason}")
 
 
 def compare_with_donors(shards: Sequence[Shard], folder: Path) -> int:

@@ -12,13 +12,12 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
-from hybridize.errors import Finding, HybridizeError, shorten
+from hybridize.assembler.tokenization import open_tokenizer
+from hybridize.errors import Finding, HybridizeError
 
 PIECE = 1 << 16  # characters that are tokenized at a time
 
@@ -84,23 +83,6 @@ class Encoded:
         return sum(len(row) - 1 for row in self.ends)
 
 
-def _open_tokenizer(name: str, folder: Path) -> Any:
-    """A folder's tokenizer.
-
-    Raises:
-        HybridizeError: its files are broken, or belong to nothing that transformers knows.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # tokenizers raises this very class, transformers any
-        reason = shorten(f"{type(error).__name__}: {error}")
-        raise HybridizeError(
-            f"the tokenizer of donor '{name}' cannot be read: {reason}",
-            fix="download or copy its tokenizer files again",
-            place=str(folder),
-        ) from error
-
-
 class Reader:
     """A donor's tokenizer: each text follows the token that documents begin with, if there is one.
 
@@ -120,7 +102,7 @@ class Reader:
         device: str = "cpu",
     ) -> None:
         self.name, self.rows, self.longest, self.device = name, rows, longest, device
-        self.tokenizer: Any = _open_tokenizer(name, folder)
+        self.tokenizer = open_tokenizer(folder, name)
         if not self.tokenizer.is_fast:
             raise HybridizeError(
                 f"the tokenizer of donor '{name}' does not say where its tokens end",

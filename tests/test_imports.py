@@ -37,6 +37,7 @@ HEAVY_MODULES = {
     "assembler/symbolic.py",
     "assembler/tensors.py",
     "assembler/timing.py",
+    "assembler/tokenization.py",
     "assembler/windows.py",
     "cpt/arguments.py",
     "cpt/checkpoints.py",

@@ -18,7 +18,6 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -26,6 +25,7 @@ from transformers.utils import logging
 
 from hybridize import corpus as corpus_module
 from hybridize.assembler.lifeline import end_with_parent
+from hybridize.assembler.tokenization import open_tokenizer
 from hybridize.corpus import DOMAINS, Corpus
 from hybridize.demo import training
 from hybridize.demo.training import VOCABULARY, Say, Schedule
@@ -182,7 +182,7 @@ def load_model(folder: Path) -> PreTrainedModel:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a donor; all donors have the same one."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    tokenizer: PreTrainedTokenizerBase = open_tokenizer(folder)
     return tokenizer
 
 
