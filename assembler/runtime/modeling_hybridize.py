@@ -617,15 +617,7 @@ class HybridPreTrainedModel(PreTrainedModel):
 
     def initialize_weights(self) -> None:
         super().initialize_weights()
-        # transformers passes over modules without parameters of their own when a class is not its
-        # own, but some donors (FalconH1's `mup_vector`) fill buffers of their layers from there.
-        for name, skeleton in self._stack.skeletons.items():
-            parent, attribute = skeleton.layers_at
-            recorders = parent.__dict__[attribute]
-            parent.__dict__[attribute] = self._stack.layers_of(name)
-            with torch.no_grad():
-                self._stack.donors[name]._init_weights(self._stack.donors[name])
-            parent.__dict__[attribute] = recorders
+        self._stack.initialize_donors()
 
     def resize_token_embeddings(
         self,
@@ -661,6 +653,8 @@ class HybridModel(HybridPreTrainedModel):
         self._adopt_class_rules(donors)
         self.gradient_checkpointing = False
         materialize(self)
+        self.fill_buffers()
+        self.register_load_state_dict_post_hook(fill_meta_buffers)
         self.post_init()
 
     @staticmethod
@@ -722,6 +716,37 @@ class HybridModel(HybridPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.embed_tokens = value
+
+    @torch.no_grad()
+    def initialize_donors(self) -> None:
+        """Let each donor's own rules see its model with the layers that are here.
+
+        transformers passes over modules without parameters of their own when a class is not its
+        own, but some donors (FalconH1's `mup_vector`) fill buffers of their layers from there.
+        """
+        for name, skeleton in self.skeletons.items():
+            parent, attribute = skeleton.layers_at
+            recorders = parent.__dict__[attribute]
+            parent.__dict__[attribute] = self.layers_of(name)
+            self.donors[name]._init_weights(self.donors[name])
+            parent.__dict__[attribute] = recorders
+
+    @torch.no_grad()
+    def fill_buffers(self) -> None:
+        """Give the buffers that no checkpoint holds their donors' values; nothing else changes.
+
+        Rotary tables, scales of embeddings: transformers fills them in a constructor, but a donor
+        is built on meta; and its later initialisation can be switched off (`no_init_weights`).
+        """
+        owners = [module for module in self.modules() if module._non_persistent_buffers_set]
+        if any(buffer.is_meta for _, buffer in self.named_non_persistent_buffers()):
+            return
+        ours = {id(buffer) for _, buffer in self.named_non_persistent_buffers()}
+        others = [t for t in (*self.parameters(), *self.buffers()) if id(t) not in ours]
+        with untouched(others):
+            for module in owners:
+                self._init_weights(module)
+            self.initialize_donors()
 
     @can_return_tuple
     @merge_with_config_defaults
@@ -933,17 +958,46 @@ def select(states: list[Tensor] | None, last: Tensor, asked: Any) -> tuple[Any, 
 def materialize(model: nn.Module) -> None:
     """Give memory to what was built on meta, unless the hybrid itself is being built on meta.
 
-    A probe module tells the device: accelerate's `init_empty_weights` patches the registration of
-    parameters and is not seen by the default device.
+    Probes tell the device of parameters and of buffers: accelerate's `init_empty_weights` patches
+    the registration of parameters, leaves buffers real, and is not seen by the default device.
     """
-    device = nn.Linear(1, 1).weight.device
-    for module in model.modules() if device.type != "meta" else ():
-        tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-        if any(tensor.is_meta for tensor in tensors):
+    device, buffers = nn.Linear(1, 1).weight.device, torch.empty(0).device
+    for module in model.modules():
+        give_buffers(module, buffers)
+        if device.type != "meta" and any(p.is_meta for p in module.parameters(recurse=False)):
             module.to_empty(device=device, recurse=False)
             # Some rules leave out what a constructor fills (Qwen3-Next's router): no garbage there.
             for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 tensor.data.zero_()
+
+
+def give_buffers(module: nn.Module, device: torch.device) -> None:
+    """Memory for the buffers of one module that are on meta."""
+    for name, buffer in module._buffers.items():
+        if buffer is not None and buffer.is_meta and device.type != "meta":
+            module._buffers[name] = torch.zeros_like(buffer, device=device)
+
+
+def fill_meta_buffers(model: HybridModel, _: Any) -> None:
+    """After `load_state_dict(..., assign=True)` into a model on meta: what no checkpoint holds."""
+    devices = {parameter.device for parameter in model.parameters() if not parameter.is_meta}
+    if any(buffer.is_meta for _, buffer in model.named_non_persistent_buffers()) and devices:
+        for module in model.modules():
+            give_buffers(module, next(iter(devices)))
+        model.fill_buffers()
+
+
+@contextmanager
+def untouched(tensors: list[Tensor]) -> Iterator[None]:
+    """Keep initialisation away from some tensors, by the mark that transformers itself sets."""
+    marked = [tensor for tensor in tensors if not getattr(tensor, "_is_hf_initialized", False)]
+    for tensor in marked:
+        tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for tensor in marked:
+            del tensor._is_hf_initialized  # type: ignore[attr-defined]
 
 
 def count_tokens(cache: Cache | None) -> None:

@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 
 import hybridize.assembler.runtime as runtime
 from hybridize import registration
+from hybridize.assembler.architectures import refusal
 from hybridize.assembler.runtime import HybridForCausalLM, HybridModel
 from tests.assembler.inmemory import assemble, identity
 from tests.assembler.test_runtime_stacks import (
@@ -26,7 +28,7 @@ from tests.assembler.test_runtime_stacks import (
     mixer_swapped,
     mlp_swapped_with_bridges,
 )
-from tests.tiny import FAMILIES, tiny_model
+from tests.tiny import FAMILIES, all_causal_types, tiny_model
 
 
 @pytest.fixture
@@ -183,6 +185,96 @@ def test_hybrids_are_announced_to_a_transformers_that_was_imported_before(tmp_pa
     finally:
         runtime.register()
     assert configs.CONFIG_MAPPING["hybridize"] is runtime.HybridConfig
+
+
+# ---- models that are made empty ----------------------------------------------------------------
+
+
+def made_empty(config: Any, way: str) -> HybridForCausalLM:
+    """A hybrid as trainers and loaders make it that fill it by `load_state_dict` afterwards."""
+    from accelerate import init_empty_weights
+
+    ways: dict[str, Any] = {
+        "no_init_weights": no_init_weights,
+        "init_empty_weights": init_empty_weights,
+        "meta": lambda: torch.device("meta"),
+    }
+    with ways[way]():
+        return HybridForCausalLM(config).eval()
+
+
+WAYS = [
+    ("no_init_weights", False),
+    ("no_init_weights", True),
+    ("init_empty_weights", True),
+    ("meta", True),
+]
+ACCEPTED = [name for name in all_causal_types() if refusal(name) is None]
+# Each has a kind of buffer of its own.
+BUFFERS = {"codegen", "ctrl", "falcon_h1", "falcon_mamba", "gemma3_text", "gpt_neo", "llama"}
+BUFFERS |= {"recurrent_gemma", "xglm"}
+
+
+@pytest.mark.parametrize(
+    "family", [f if f in BUFFERS else pytest.param(f, marks=pytest.mark.slow) for f in ACCEPTED]
+)
+@torch.no_grad()
+def test_a_model_made_empty_and_filled_has_its_donors_buffers(family: str, ids: Tensor) -> None:
+    """Rotary tables, scales and masks are in no checkpoint, so that no load brings them."""
+    donor = tiny_model(family)
+    model = identity(donor)
+    logits = donor(ids, use_cache=False).logits
+    buffers = dict(model.named_non_persistent_buffers())
+    for way, assign in WAYS:
+        filled = made_empty(model.config, way)
+        filled.load_state_dict(model.state_dict(), strict=True, assign=assign)
+        for name, buffer in filled.named_non_persistent_buffers():
+            assert torch.equal(buffer, buffers[name]), (way, name)
+        assert torch.equal(filled(ids, use_cache=False).logits, logits), way
+
+
+ROPES: list[dict[str, Any]] = [
+    {"rope_type": "linear", "factor": 4.0},
+    {"rope_type": "dynamic", "factor": 2.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    {
+        "rope_type": "longrope",
+        "factor": 4.0,
+        "short_factor": [1.0, 1.1, 1.2, 1.3],
+        "long_factor": [2.0, 2.2, 2.4, 2.6],
+        "original_max_position_embeddings": 16,
+    },
+]
+
+
+@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: str(rope["rope_type"]))
+@torch.no_grad()
+def test_scaled_rotary_tables_are_there_too(rope: dict[str, Any]) -> None:
+    """Long-context donors: beyond the original length as well, where tables change at run time."""
+    donor = tiny_model("llama", rope_parameters={**rope, "rope_theta": 10000.0})
+    model, long = identity(donor), torch.randint(3, 60, (2, 40))
+    logits = donor(long).logits
+    for way, assign in WAYS:
+        filled = made_empty(model.config, way)
+        filled.load_state_dict(model.state_dict(), assign=assign)
+        assert torch.equal(filled(long).logits, logits), way
+
+
+@torch.no_grad()
+def test_filling_the_buffers_leaves_parameters_alone(ids: Tensor) -> None:
+    """Donors' rules initialise modules as wholes."""
+    model = llama_and_olmo_hybrid()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.model.fill_buffers()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(hasattr(p, "_is_hf_initialized") for p in model.parameters())
 
 
 # ---- devices -----------------------------------------------------------------------------------
