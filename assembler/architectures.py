@@ -46,6 +46,22 @@ REFUSED: Mapping[str, str] = {
     "zaya": "its routers add up their states from layer to layer, beside the residual stream",
 }
 
+#: Types that cannot read beyond their positions: these are learned, or lie in a table of that size.
+FIXED_POSITIONS = frozenset(
+    {
+        "biogpt",
+        "codegen",
+        "ctrl",
+        "gpt-sw3",
+        "gpt2",
+        "gpt_bigcode",
+        "gpt_neo",
+        "gptj",
+        "mpt",
+        "opt",
+    }
+)
+
 #: Types whose config holds several models; the language model in it has a type of its own.
 SEVERAL_MODELS = frozenset(
     {

@@ -85,6 +85,7 @@ def hybrid_config(plan: Plan) -> dict[str, Any]:
         "bridges": bridges,
         "tie_word_embeddings": plan.tied,
         "dtype": TORCH_NAMES[plan.main_dtype],
+        **({"max_position_embeddings": plan.positions} if plan.positions else {}),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from hybridize.assembler import native
 from hybridize.assembler.anatomy import Layer, left_out_in_words
-from hybridize.assembler.architectures import needs_own_embedding
+from hybridize.assembler.architectures import FIXED_POSITIONS, needs_own_embedding
 from hybridize.assembler.calibration import Calibration, plan_calibration
 from hybridize.assembler.copying import same_bytes
 from hybridize.assembler.crossings import add_bridges
@@ -59,6 +59,19 @@ class Plan:
     def picks(self) -> list[tuple[str, int]]:
         """(donor, layer) of each slot."""
         return [(slot.donor, slot.layer) for slot in self.slots]
+
+    @property
+    def bounded_by(self) -> str | None:
+        """The donor with the shortest table of positions: beyond it the model cannot read."""
+        bound = [n for n, d in self.donors.items() if d.model_type in FIXED_POSITIONS]
+        return min(bound, key=lambda n: self.donors[n].positions or math.inf, default=None)
+
+    @property
+    def positions(self) -> int | None:
+        """Tokens that the result can read at a time, where a donor's table bounds them."""
+        if self.bounded_by is None:
+            return None
+        return min((n for d in self.donors.values() if (n := d.positions)), default=None)
 
     @property
     def main_dtype(self) -> str:
@@ -203,6 +216,7 @@ def make_plan(recipe: RecipeFile, *, offline: bool = False, weights: bool = True
             *_left_out(donors),
         ),
     )
+    plan = replace(plan, notes=(*plan.notes, *_context_notes(plan)))
     if calibration is None:
         return plan
     _refuse_mute(plan)
@@ -396,6 +410,17 @@ def _notes(
     if name != head:
         notes.append(f"embeddings of '{name}' and head of '{head}': kept untied")
     return notes
+
+
+def _context_notes(plan: Plan) -> Iterator[str]:
+    """Why the result reads less at a time than one of its donors."""
+    stated = {name: n for name, donor in plan.donors.items() if (n := donor.positions)}
+    if plan.bounded_by in stated and len(set(stated.values())) > 1:
+        listed = ", ".join(f"{name} {n:,}" for name, n in stated.items())
+        yield (
+            f"context length {plan.positions:,}, the least of its donors' ({listed}): "
+            f"'{plan.bounded_by}' cannot read beyond its table of positions"
+        )
 
 
 def _left_out(donors: Mapping[str, Donor]) -> Iterator[str]:

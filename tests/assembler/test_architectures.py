@@ -16,12 +16,14 @@ from transformers.models.auto import modeling_auto
 
 from hybridize.assembler.architectures import (
     DECODER_HALVES,
+    FIXED_POSITIONS,
     REFUSED,
     SEVERAL_MODELS,
     known_types,
     needs_own_embedding,
     refusal,
 )
+from hybridize.assembler.donors import positions_of
 from tests.assembler.inmemory import State, assemble, depth, identity
 from tests.assembler.test_native import IDS, MASK, by_hand
 from tests.tiny import FAMILIES, all_causal_types, tiny_config, tiny_model
@@ -121,3 +123,19 @@ def test_refused_types_can_be_built_tiny(model_type: str) -> None:
     """A reason is given for an architecture that exists; some cannot even run with a cache."""
     assert tiny_config(model_type).model_type == model_type
     assert tiny_model(model_type)(input_ids=IDS, use_cache=False).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) for n in ACCEPTED])
+@torch.no_grad()
+def test_what_cannot_read_beyond_its_positions_is_listed(name: str) -> None:
+    """A context length that a model fails at is worse than a short one."""
+    model = tiny_model(name)
+    length = positions_of(model.config.to_dict()) or 64
+    ids = torch.arange(3, 4 + length)[None] % 60
+    assert model(ids[:, :-1], use_cache=False).logits.isfinite().all()
+    try:
+        model(ids, use_cache=False)
+    except (IndexError, RuntimeError):
+        assert name in FIXED_POSITIONS
+    else:
+        assert name not in FIXED_POSITIONS

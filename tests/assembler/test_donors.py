@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from hybridize.assembler.donors import locate, open_model
 from hybridize.assembler.inspection import depth_map
 from hybridize.checkpoint import open_checkpoint
 from hybridize.errors import HybridizeError
-from tests.assembler.stacks import assert_same, build_in, load, plan_of, save_donor
+from tests.assembler.stacks import UNFITTED, assert_same, build_in, load, plan_of, save_donor
 from tests.tiny import FAMILIES, tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -129,3 +130,42 @@ def test_the_text_part_of_a_multimodal_checkpoint_is_a_donor(tmp_path: Path) -> 
     assert built.plan.target == "hybrid"
     assert "multimodal" in built.plan.reason
     assert_same(load(built.folder), text)
+
+
+@pytest.mark.parametrize("learned", ["gpt2", "opt", "gptj"])
+def test_the_context_ends_where_a_table_of_positions_does(tmp_path: Path, learned: str) -> None:
+    """Serving engines take the number at its word, and fail at the first token beyond it."""
+    save_donor(tmp_path / "short", learned)
+    save_donor(tmp_path / "long", "llama", max_position_embeddings=4096)
+    recipe = {
+        "donors": {"short": {"model": "short"}, "long": {"model": "long"}},
+        "slots": [{"from": "short", "layers": "0-1"}, {"from": "long", "layers": "2-3"}],
+        "bridges": UNFITTED,
+    }
+    for embeddings, head in (("short", "long"), ("long", "short")):
+        stack = recipe | {"embeddings": embeddings, "head": head}
+        assert (
+            "context length 64, the least of its donors' (short 64, long 4,096): 'short' cannot "
+            "read beyond its table of positions"
+        ) in plan_of(tmp_path, stack).notes
+        built = build_in(tmp_path, stack, out=f"out-{embeddings}", check="structure")
+        config = json.loads((built.folder / "config.json").read_text())
+        assert config["max_position_embeddings"] == 64
+        model = load(built.folder)
+        assert model.config.max_position_embeddings == 64
+        model(torch.zeros(1, 64, dtype=torch.long), use_cache=False)
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.zeros(1, 65, dtype=torch.long), use_cache=False)
+
+
+def test_rotary_donors_alone_have_no_table(tmp_path: Path) -> None:
+    for name, length in (("short", 64), ("long", 4096)):
+        save_donor(tmp_path / name, "llama", max_position_embeddings=length)
+    stack = {
+        "donors": {"short": {"model": "short"}, "long": {"model": "long"}},
+        "slots": [{"from": "short", "layers": "0-1"}, {"from": "long", "layers": "2-3"}],
+        "bridges": UNFITTED,
+    }
+    plan = plan_of(tmp_path, stack)
+    assert plan.positions is None
+    assert not [note for note in plan.notes if "context length" in note]
