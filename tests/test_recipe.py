@@ -72,7 +72,6 @@ x.yaml:10:39: slots[2].mixer.from: no donor is called 'z'
   fix: known: a, b
 x.yaml:10:49: slots[2].mixer.layer: 'x' is no whole number
 x.yaml:11:5: slots[3]: no layers
-  fix: write layers: 0-7, or layer: 3 for a single one
 x.yaml:12:5: slots[4]: both 'layer' and 'layers'
   fix: write layers: 0-7, or layer: 3 for a single one
 x.yaml:13:17: bridges.kind: unknown bridge kind 'lin'

@@ -51,9 +51,7 @@ slots:
         complaints(donors, text)
         == """\
 x.yaml:3:23: slots[0].layers: donor 'a' has no layer 4, 5, 6, 7, 8, ...: it has 4
-  fix: its layers are 0-3, counted from 0, inclusive at both ends
 x.yaml:5:22: slots[2].layer: donor 'b' has no layer 4: it has 4
-  fix: its layers are 0-3, counted from 0, inclusive at both ends
 x.yaml:6:30: slots[3].mlp: donor 'b' has no layer 7: it has 4
   fix: its layers are 0-3, counted from 0, inclusive at both ends"""
     )
