@@ -106,7 +106,8 @@ def build(
         prover: who answers what needs torch; default: a second process.
 
     Raises:
-        HybridizeError: the target is in the way, the disk is too small, a donor is broken.
+        HybridizeError: the target is in the way, the disk is too small, a donor is broken, or was
+            changed since the plan was made.
         CheckFailed: the result is not what the plan says.
     """
     start = time.monotonic()
@@ -118,6 +119,8 @@ def build(
             job.fit_bridges(offline=offline, compute_dtype=compute_dtype)
             job.run()
             checks = job.check(check)
+            for donor in plan.donors.values():
+                donor.checkpoint.refuse_changed()
             staging.publish()
         except OSError as error:
             raise _removed(error, out) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from hybridize.assembler.hub import from_hub
 from hybridize.assembler.soundness import contradictions, refuse_adapter_alone, unsound
 from hybridize.checkpoint import Checkpoint, open_checkpoint
 from hybridize.errors import Finding, HybridizeError
+from hybridize.files import states_of
 
 ALONE = "model"  # what a model is called in memory that is the hybrid of its own layers
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -98,7 +99,9 @@ def load_donor(
         HybridizeError: it is broken, cannot be a donor, or says two things of itself.
     """
     refuse_adapter_alone(folder)
+    beside = states_of(folder / name for name in (*TOKENIZER_FILES, "generation_config.json"))
     checkpoint = open_checkpoint(folder)
+    checkpoint = replace(checkpoint, states={**beside, **checkpoint.states})
     _refuse(checkpoint, name, place)
     anatomy = dissect(checkpoint)
     if found := contradictions(checkpoint, anatomy):

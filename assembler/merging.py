@@ -146,6 +146,8 @@ def _make(merge: MergeFile, folder: Path) -> None:
         _run(merge, staging)
         _check(merge, staging / "model")
         _add_small_files(merge, staging / "model")
+        for donor in merge.donors:
+            donor.checkpoint.refuse_changed()
         (staging / "model").rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 from hybridize.assembler.lifeline import end_with_parent
+from hybridize.assembler.mapping import tell_by
 from hybridize.errors import CheckFailed, Finding, HybridizeError
 
 Progress = Callable[[int, int], None]  # called with what is done, and what is to be done in all
@@ -140,6 +141,10 @@ def _serve() -> None:
     def tell(done: int, total: int) -> None:
         send({"progress": [done, total]})
 
+    def tell_end(error: HybridizeError) -> None:
+        send({"findings": list(map(vars, error.findings)), "exit_status": error.exit_status})
+
+    tell_by(tell_end)
     _import_quickly()
     for line in sys.stdin:
         request = json.loads(line)

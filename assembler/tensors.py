@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hybridize.assembler.layout import OutTensor
+from hybridize.assembler.mapping import map_file
 from hybridize.assembler.symbolic import Piece
 from hybridize.checkpoint import Checkpoint
 from hybridize.errors import HybridizeError
@@ -66,9 +67,7 @@ class Tensors:
     def _map(self, piece: Piece) -> Tensor:
         file, offset, count, dtype = self._place(piece)
         if file not in self._maps:
-            with file.open("rb") as stream:
-                # Private pages that may be written to, though nobody does: torch asks for it.
-                self._maps[file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._maps[file] = map_file(file)
         if offset + count * dtype.itemsize > len(self._maps[file]):
             raise _ends_early(piece, file)
         return torch.frombuffer(self._maps[file], dtype=dtype, count=count, offset=offset)

@@ -22,6 +22,7 @@ from hybridize.assembler.tensors import TORCH
 from hybridize.checkpoint import TensorHeader, open_checkpoint
 from hybridize.cpt.metrics import FILE as METRICS
 from hybridize.errors import HybridizeError
+from hybridize.files import State, refuse_changed
 
 CARD = "README.md"
 
@@ -34,6 +35,7 @@ def export(
     *,
     staged: Path,
     metrics: Path,
+    states: Mapping[Path, State | None],
 ) -> list[str]:
     """Write a model folder that appears whole.
 
@@ -42,6 +44,7 @@ def export(
         trained: tensors by the name that they have on disk.
         record: of the training, for the manifest.
         metrics: what was written down while it ran; it comes along.
+        states: of the base's files when the training began.
 
     Returns:
         Names of trained tensors that are what they were: rounded to the stored dtype, they have
@@ -58,6 +61,7 @@ def export(
             still.append(name)
     shutil.copy(metrics, staged / metrics.name)
     _note(base, staged, out, hashes, {**record, "unmoved": still})
+    refuse_changed(states)
     if out.exists():
         raise HybridizeError("appeared meanwhile", place=str(out))
     staged.rename(out)

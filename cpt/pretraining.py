@@ -182,6 +182,7 @@ def _export(
         record,
         staged=work / "export",
         metrics=work / METRICS,
+        states=plan.stack.states,
     )
     return record
 

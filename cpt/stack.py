@@ -8,16 +8,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from hybridize.assembler.anatomy import Anatomy, dissect, text_config
-from hybridize.assembler.manifest import read_manifest
+from hybridize.assembler.manifest import files_of, read_manifest
 from hybridize.assembler.staging import MANIFEST
 from hybridize.checkpoint import BITS, Checkpoint, TensorHeader, open_checkpoint
 from hybridize.errors import HybridizeError
+from hybridize.files import State, states_of
 
 Role = Literal["embeddings", "slot", "bridge", "norm", "head", "other"]
 
@@ -96,6 +97,7 @@ class Stack:
         width: of the stream that the embedding gives; a hybrid's slots may have others.
         vocabulary: rows of the embedding.
         config: of the language model; of a hybrid, its own, with the donors' inside.
+        states: of all files of the folder, before they were read.
     """
 
     folder: Path
@@ -107,6 +109,7 @@ class Stack:
     width: int
     vocabulary: int
     config: Mapping[str, Any] = field(repr=False)
+    states: Mapping[Path, State | None] = field(default_factory=dict, repr=False)
 
     @property
     def depth(self) -> int:
@@ -148,10 +151,13 @@ def read_stack(folder: Path) -> Stack:
     Raises:
         HybridizeError: there is no model in the folder, or it does not have the parts of a decoder.
     """
+    states = states_of(files_of(folder).values())
     checkpoint = open_checkpoint(folder)
     if checkpoint.config.get("model_type") == HYBRID:
-        return _read_hybrid(checkpoint)
-    return _read_native(checkpoint, dissect(checkpoint))
+        stack = _read_hybrid(checkpoint)
+    else:
+        stack = _read_native(checkpoint, dissect(checkpoint))
+    return replace(stack, states=states)
 
 
 def _read_native(checkpoint: Checkpoint, anatomy: Anatomy) -> Stack:

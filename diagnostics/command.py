@@ -76,6 +76,8 @@ def run(
             offline=offline,
             progress=tell,
         )
+    for subject in found.subjects:
+        subject.checkpoint.refuse_changed()
     document = Document(
         hybridize=hybridize.__version__,
         versions={name: version(name) for name in LIBRARIES},

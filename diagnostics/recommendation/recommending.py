@@ -182,6 +182,8 @@ def recommend(
     turned = flipped(first.placement if first else ranked[0], rules, qualities(evidence.traces))
     if turned and all(turned.runs != candidate.placement.runs for candidate in candidates):
         candidates.append(check.one(FLIPPED, turned))
+    for donor in evidence.donors.values():
+        donor.checkpoint.refuse_changed()
     tied, lead, error = _lead(ranked, rules, scores)
     return Recommendation(
         rules=rules,
