@@ -25,6 +25,7 @@ MIXERS = (
     "short_conv", "temporal_block", "temporal_mix", "gla",
 )  # fmt: skip
 MLPS = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "mlp_block", "moe", "shared_mlp")
+_NUMBERED = re.compile(r"(.*?(?:^|\.))(0|[1-9]\d{0,8})\.(.+)$")
 _EMBEDDING = re.compile(
     r"(^|\.)(embed_tokens|wte|embed_in|embeddings?|word_embeddings|tok_embeddings|"
     r"word_embedding|shared|embed|w)\.weight$"
@@ -196,18 +197,20 @@ def _default(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:
 
 def _first(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:
     values = (config.get(key) for key in keys)
-    return next((v for v in values if isinstance(v, int) and v > 0), None)
+    return next((v for v in values if type(v) is int and v > 0), None)
 
 
 def _find_layers(checkpoint: Checkpoint, depth: int) -> tuple[str, list[Layer]]:
     """The numbered family of tensors that is as deep as the config says, and holds most bytes."""
     families: dict[str, dict[int, dict[str, TensorHeader]]] = defaultdict(lambda: defaultdict(dict))
     for name, tensor in checkpoint.tensors.items():
-        match = re.match(r"(.*?(?:^|\.))(\d+)\.(.+)$", name)
+        match = _NUMBERED.match(name)
         if match and not _OTHER_TOWERS.search(name):
             families[match[1]][int(match[2])][match[3]] = tensor
     whole = {
-        prefix: family for prefix, family in families.items() if family.keys() >= set(range(depth))
+        prefix: family
+        for prefix, family in families.items()
+        if len(family) >= depth and all(i in family for i in range(depth))
     }
     if not whole:
         found = ", ".join(f"{p}* with {len(f)}" for p, f in sorted(families.items())) or "none"

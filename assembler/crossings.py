@@ -35,7 +35,7 @@ def add_bridges(
         made.between(str(i), reads, (slot.donor, State(slot.layer)), ahead=slot)
         made.stack.append(slot)
         for swap in slot.swaps:
-            made.around(len(made.stack) - 1, slot, swap, _place(recipe, str(i)))
+            made.around(len(made.stack) - 1, slot, swap, made.place(str(i)))
         reads = (slot.donor, State(slot.layer + 1))
     depth = donors[head].depth
     made.between(HEAD, reads, (head, State(depth)), ahead=Slot(head, depth - 1))
@@ -56,10 +56,13 @@ class _Bridges:
         self.lineage = lineage
         self.spec: BridgesSpec = recipe.recipe.bridges
         self.explicit = _explicit(recipe)
+        where = self.spec.where
+        self.listed = {str(item): None for item in where} if isinstance(where, list) else {}
+        self._entries = [i for i, s in enumerate(recipe.recipe.slots) for _ in s.picks]  # of slots
         self.stack: list[Slot] = []
         self.bridges: dict[str, Bridge] = {}
-        for name in self._listed():
-            last = sum(len(spec.picks) for spec in recipe.recipe.slots) - 1
+        last = len(self._entries) - 1
+        for name in self.listed:
             if name != HEAD and int(name) > last:
                 self._wrong(
                     f"there is no slot {name}: the stack has {last + 1}",
@@ -71,9 +74,9 @@ class _Bridges:
         self, where: str, reads: tuple[str, State], writes: tuple[str, State], *, ahead: Slot
     ) -> None:
         """A bridge before a slot of the recipe, or the head, if one is to stand there."""
-        own, place = self.explicit.get(where, (None, _place(self.recipe, where)))
+        own, place = self.explicit.get(where, (None, self.place(where)))
         spec, before, after = own or self.spec, reads[0], writes[0]
-        if own is None and where not in self._listed() and not self._wanted(before, after):
+        if own is None and where not in self.listed and not self._wanted(before, after):
             if self._width(before) != self._width(after):
                 self._wrong(
                     f"the width changes from {self._width(before)} ('{before}') to "
@@ -169,12 +172,14 @@ class _Bridges:
             or (where == "changes" and before != after)
         )
 
-    def _listed(self) -> list[str]:
-        where = self.spec.where
-        return [str(item) for item in where] if isinstance(where, list) else []
-
     def _width(self, donor: str) -> int:
         return self.donors[donor].anatomy.width
+
+    def place(self, where: str) -> str:
+        """Where a slot stands in the recipe."""
+        if where == HEAD:
+            return self.recipe.place("head" if self.recipe.recipe.head else "slots")
+        return self.recipe.place("slots", self._entries[int(where)])
 
     def _wrong(self, found: str, fix: str, place: str) -> None:
         self.findings.append(Finding(found, fix, place))
@@ -188,15 +193,3 @@ def _explicit(recipe: RecipeFile) -> dict[str, tuple[BridgeSpec, str]]:
             found[str(at)] = (spec.bridge, recipe.place("slots", i, "bridge"))
         at += len(spec.picks)
     return found
-
-
-def _place(recipe: RecipeFile, where: str) -> str:
-    """Where a slot stands in the recipe."""
-    if where == HEAD:
-        return recipe.place("head" if recipe.recipe.head else "slots")
-    at = 0
-    for i, spec in enumerate(recipe.recipe.slots):
-        at += len(spec.picks)
-        if int(where) < at:
-            return recipe.place("slots", i)
-    return recipe.place("slots")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from hybridize.console import count, size
+
+WORDS, NUMBERS = ("from", "mixer", "mlp"), ("width", "parameters", "bytes")
+MOST_ROWS = 300  # of a table that rich lays out
 
 
 @dataclass(frozen=True)
@@ -56,29 +61,50 @@ class Row:
         )
 
 
-def layer_table(rows: Iterable[Row], *, stack: bool, full: bool = False) -> Table:
+def layer_table(rows: Iterable[Row], *, stack: bool, full: bool = False) -> RenderableType:
     """The rows from the embedding upwards.
 
     Args:
         stack: show the number of the slot and the donor, too; else they are layers of one model.
         full: a row for each layer.
     """
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("slot", "from", "layer") if stack else ("layer",):
-        table.add_column(heading, justify="left" if heading == "from" else "right", no_wrap=True)
-    for heading in ("mixer", "mlp"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("width", "parameters", "bytes"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    above = None
+    headings = [*(("slot", "from", "layer") if stack else ("layer",)), *WORDS[1:], *NUMBERS]
+    above, shown = None, []
     for row in rows if full else _runs(rows):
         cells = [row.mixer, row.mlp, row.width]
         cells += [count(row.parameters), size(row.nbytes)] if row.parameters else ["-", "-"]
         name = "" if row.name == above and row.layers else row.name  # the one above says it
         first = [_span(row.slots), name, _span(row.layers)] if stack else [_span(row.layers)]
-        table.add_row(*first, *cells, style=row.style)
+        shown.append(([*first, *cells], row.style))
         above = row.name
+    if len(shown) > MOST_ROWS:
+        return _lines(headings, shown)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in headings:
+        table.add_column(
+            heading,
+            justify="left" if heading in WORDS else "right",
+            no_wrap=heading not in WORDS[1:],
+            overflow="fold" if heading in WORDS[1:] else "ellipsis",
+        )
+    for line, style in shown:
+        table.add_row(*line, style=style)
     return table
+
+
+def _lines(headings: Sequence[str], rows: Sequence[tuple[Sequence[str], str | None]]) -> Text:
+    """The same in lines that are not wrapped: rich takes half a millisecond for a row."""
+    columns = zip(headings, *(cells for cells, _ in rows), strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    text = Text(no_wrap=True)
+    for cells, style in ((headings, "bold"), *rows):
+        padded = [
+            cell.ljust(width) if heading in WORDS else cell.rjust(width)
+            for cell, width, heading in zip(cells, widths, headings, strict=True)
+        ]
+        text.append("  ".join(padded).rstrip() + "\n", style)
+    text.right_crop()
+    return text
 
 
 def _runs(rows: Iterable[Row]) -> list[Row]:

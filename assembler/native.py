@@ -303,15 +303,25 @@ def _periods(config: Config, slots: Slots) -> dict[str, Any]:
         if period == "expert_layer_period" and config.get("num_experts") == 1:
             continue  # all MLPs are dense
         wanted = [s for s, (c, layer) in enumerate(slots) if layer % c[period] == c[offset]]
-        # A period longer than the stack puts the property in one slot, or in none.
-        pairs = [(p, o) for p in range(1, len(slots) + 2) for o in range(p)]
-        fitting = [(p, o) for p, o in pairs if [*range(o, len(slots), p)] == wanted]
-        if not fitting:
+        rewritten[period], rewritten[offset] = step, first = _shortest_period(wanted, len(slots))
+        if first >= step or [*range(first, len(slots), step)] != wanted:
             raise NotExpressible(
-                f"{period} and {offset} can state a period only, and slots {wanted} follow none"
+                f"{period} and {offset} can state a period only, and slots {_some(wanted)} follow "
+                "none"
             )
-        rewritten[period], rewritten[offset] = fitting[0]
     return rewritten
+
+
+def _shortest_period(wanted: Sequence[int], depth: int) -> tuple[int, int]:
+    """Period and offset that put a property into slots of a stack, if any do."""
+    if not wanted:
+        return depth + 1, depth  # longer than the stack: beyond its end
+    first = wanted[0]
+    return (wanted[1] - first if len(wanted) > 1 else max(first + 1, depth - first)), first
+
+
+def _some(slots: Sequence[int]) -> str:
+    return ", ".join(map(str, slots[:8])) + (", ..." if len(slots) > 8 else "")
 
 
 def _experts_range(config: Config, slots: Slots) -> dict[str, Any]:
@@ -325,13 +335,13 @@ def _experts_range(config: Config, slots: Slots) -> dict[str, Any]:
 
     wanted = _where(slots, has_experts)
     first, last = (wanted[0], wanted[-1]) if wanted else (len(slots), len(slots))
-    for step in range(1, len(slots) + 1):
-        if wanted == [i for i in range(first, last + 1) if (i + 1) % step == 0 and i < len(slots)]:
-            return {start: first, end: last, interval: step}
-    raise NotExpressible(
-        f"{start}, {end} and {interval} can state every n-th layer of a range only, and slots "
-        f"{wanted} are none"
-    )
+    step = wanted[1] - wanted[0] if len(wanted) > 1 else 1
+    if wanted != [i for i in range(first, last + 1) if (i + 1) % step == 0 and i < len(slots)]:
+        raise NotExpressible(
+            f"{start}, {end} and {interval} can state every n-th layer of a range only, and slots "
+            f"{_some(wanted)} are none"
+        )
+    return {start: first, end: last, interval: step}
 
 
 def _shared_keys(config: Config, slots: Slots) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
@@ -13,7 +14,7 @@ from rich.text import Text
 from hybridize.assembler.inspection import mixer_of, mlp_of
 from hybridize.assembler.layer_table import Row, layer_table
 from hybridize.assembler.plan import Plan
-from hybridize.assembler.stack import ENTER, LEAVE, Slot
+from hybridize.assembler.stack import ENTER, LEAVE, Bridge, Slot
 from hybridize.checkpoint import BITS, TensorHeader
 from hybridize.console import count, size
 
@@ -141,8 +142,11 @@ def _rows(plan: Plan) -> Iterator[Row]:
         plan.embeddings, "embeddings", "", str(below.width), below.embedding.numel,
         _bytes(plan, plan.embeddings, [below.embedding]),
     )  # fmt: skip
+    bridges: dict[str, list[tuple[str, Bridge]]] = defaultdict(list)
+    for where, bridge in plan.bridges.items():
+        bridges[where.partition(".")[0]].append((where, bridge))
     for i, slot in enumerate(plan.slots):
-        yield from _bridge_rows(plan, str(i))
+        yield from _bridge_rows(plan, bridges[str(i)])
         tensors = plan.slot_tensors(slot)
         mixer, mlp = _modules(plan, slot, short=True)
         yield Row(
@@ -155,7 +159,7 @@ def _rows(plan: Plan) -> Iterator[Row]:
             slots=(i, i),
             layers=(slot.layer, slot.layer),
         )
-    yield from _bridge_rows(plan, "head")
+    yield from _bridge_rows(plan, bridges["head"])
     head = () if plan.tied else plan.head_tensors
     yield Row(
         plan.head, "head" + (" (tied)" if plan.tied else ""), "", str(above.width),
@@ -177,12 +181,10 @@ def _modules(plan: Plan, slot: Slot, *, short: bool = False) -> tuple[str, str]:
     return mixer, mlp
 
 
-def _bridge_rows(plan: Plan, slot: str) -> Iterator[Row]:
+def _bridge_rows(plan: Plan, bridges: Iterable[tuple[str, Bridge]]) -> Iterator[Row]:
     """The bridge before a slot or the head, and those around its swapped modules."""
     sides = {ENTER: "into", LEAVE: "out of"}
-    for where, bridge in plan.bridges.items():
-        if where.partition(".")[0] != slot:
-            continue
+    for where, bridge in bridges:
         path, _, side = where.partition(".")[2].rpartition(".")
         yield Row(
             "bridge",

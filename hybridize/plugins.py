@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -22,6 +23,7 @@ def plugin_names(kind: str) -> list[str]:
     return sorted(file.stem for file in folder.glob("*.py") if not file.stem.startswith("_"))
 
 
+@cache
 def load_plugin(kind: str, name: str) -> ModuleType:
     """Import one plug-in.
 

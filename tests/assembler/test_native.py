@@ -20,7 +20,12 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import model_type_to_module_name
 
 from hybridize.assembler.architectures import refusal
-from hybridize.assembler.native import NotExpressible, obstacle, rewrite_depth
+from hybridize.assembler.native import (
+    NotExpressible,
+    _shortest_period,
+    obstacle,
+    rewrite_depth,
+)
 from hybridize.assembler.proof import LAYER_NUMBERS, NativeProof, prove_native
 from tests.tiny import DEPTH, FAMILIES, all_causal_types, tiny_config, tiny_model
 
@@ -391,6 +396,19 @@ def test_unknown_types_are_refused() -> None:
         assert reason in str(proof.reason)
 
 
+def test_a_period_is_the_shortest_of_all() -> None:
+    """For every set of slots, against a search through all periods and offsets."""
+    depth = 7
+    pairs = [(p, o) for p in range(1, depth + 2) for o in range(p)]
+    for bits in range(1 << depth):
+        wanted = [slot for slot in range(depth) if bits >> slot & 1]
+        fitting = [(p, o) for p, o in pairs if [*range(o, depth, p)] == wanted]
+        step, first = _shortest_period(wanted, depth)
+        fits = first < step and [*range(first, depth, step)] == wanted
+        assert fits == bool(fitting)
+        assert not fits or (step, first) == fitting[0]
+
+
 def test_periods_are_searched() -> None:
     """Jamba states periods: what a permuted stack needs may still be one."""
     jamba = tiny_config("jamba").to_dict()
@@ -402,7 +420,7 @@ def test_periods_are_searched() -> None:
     ):
         new = rewrite_depth(jamba, [("a", layer) for layer in layers], {"a": jamba})
         assert (new["attn_layer_period"], new["attn_layer_offset"]) == (period, offset)
-    with pytest.raises(NotExpressible, match=r"slots \[0, 1, 3\] follow none"):
+    with pytest.raises(NotExpressible, match=r"slots 0, 1, 3 follow none"):
         rewrite_depth(jamba, [("a", layer) for layer in (1, 1, 0, 1)], {"a": jamba})
 
 
