@@ -30,7 +30,10 @@ _EMBEDDING = re.compile(
     r"(^|\.)(embed_tokens|wte|embed_in|embeddings?|word_embeddings|tok_embeddings|"
     r"word_embedding|shared|embed|w)\.weight$"
 )
-_HEAD = re.compile(r"^(.*\.)?(lm_head|embed_out|output|head|output_layer)(\.\w+)?\.(weight|bias)$")
+_HEAD = re.compile(
+    r"^(.*\.)?(lm_head|embed_out|output|head|output_layer|output_projection)"
+    r"(\.\w+)?\.(weight|bias)$"
+)
 _NORM = re.compile(r"(^|[._])(norm\w*|ln_f|layer_?norm\w*|ln_out)(\.|$)", re.IGNORECASE)
 _OTHER_TOWERS = re.compile(r"(^|\.)(visual|vision\w*|audio\w*|mtp\w*|vqmodel|multi_modal\w*)\.")
 # What trainers put beside a language model: a value, a reward, a class.

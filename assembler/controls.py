@@ -39,8 +39,8 @@ def measure(
     Returns:
         Of each, by domain, `per_byte`, `per_token` of its own tokenizer, and the sum of each of the
         `stretches`, in nats.
-        `hybrid`, `unigram`: losses; `donors`: of each donor; `null`: of the hybrid with one span
-        replaced, by the slots of the span; `swaps`: see `measure_swaps`.
+        `hybrid`, `unigram`: losses; `donors`: of each donor that has a head; `null`: of the hybrid
+        with one span replaced, by the slots of the span; `swaps`: see `measure_swaps`.
     """
 
     def losses(reader: Reader, nats: Nats) -> Losses:
@@ -53,6 +53,7 @@ def measure(
             if donors is None
             else donors[donor]
             for donor in models.donors
+            if models.has_head(donor)
         },
         "null": {null.span: losses(models.reader, _without(models, null)) for null in nulls},
         "swaps": measure_swaps(

@@ -10,6 +10,7 @@ from typing import Any
 
 from hybridize.assembler.anatomy import Anatomy, dissect, text_config
 from hybridize.assembler.architectures import refusal
+from hybridize.assembler.heads import has_head, is_tied, ties
 from hybridize.assembler.hub import from_hub
 from hybridize.assembler.soundness import contradictions, refuse_adapter_alone, unsound
 from hybridize.checkpoint import Checkpoint, open_checkpoint
@@ -44,8 +45,10 @@ class Donor:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The config of the language model, as it lies on disk."""
-        return dict(text_config(self.checkpoint.config))
+        """The config of the language model; within another, tied or not as that is."""
+        whole = self.checkpoint.config
+        text = dict(text_config(whole))
+        return text if text == whole else text | {"tie_word_embeddings": ties(self.checkpoint)}
 
     @property
     def model_type(self) -> str:
@@ -54,6 +57,16 @@ class Donor:
     @property
     def depth(self) -> int:
         return len(self.anatomy.layers)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it can write a token; without a head it has no loss."""
+        return has_head(self.checkpoint, self.anatomy)
+
+    @property
+    def tied(self) -> bool:
+        """Whether its head is its embedding."""
+        return is_tied(self.checkpoint, self.anatomy)
 
     @property
     def positions(self) -> int | None:

@@ -142,7 +142,8 @@ def _tokens_to_read(models: Models, windows: Sequence[Windows]) -> int:
     judged = sum(part.length * len(part.held_out) for part in windows)
     fits = sum(bridge.fitted for bridge in models.bridges)
     passes = fits + len(groups(models, windows))
-    return whole * passes + judged * (2 + len(models.donors) + fits + 2 * len(swapped(models)))
+    alone = sum(map(models.has_head, models.donors))
+    return whole * passes + judged * (2 + alone + fits + 2 * len(swapped(models)))
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from hybridize.assembler.anatomy import (
     text_config,
 )
 from hybridize.assembler.architectures import refusal
+from hybridize.assembler.heads import has_head, is_tied
 from hybridize.assembler.layer_table import Row, layer_table
 from hybridize.assembler.soundness import contradictions, unsound
 from hybridize.checkpoint import Checkpoint
@@ -70,7 +71,8 @@ class DepthMap:
             "width": anatomy.width,
             "vocabulary": anatomy.vocabulary,
             "dtype": anatomy.dtype,
-            "tied": not anatomy.head,
+            "tied": is_tied(self.checkpoint, anatomy),
+            "has_head": has_head(self.checkpoint, anatomy),
             "parameters": self.checkpoint.num_parameters,
             "bytes": self.checkpoint.nbytes,
             "refused": self.refused,
@@ -103,7 +105,8 @@ class DepthMap:
                 layers=(layer.index, layer.index),
             )
         numel, nbytes = sum(t.numel for t in head), sum(t.nbytes for t in head)
-        yield Row("", "head" if head else "head (tied)", "", width, numel, nbytes)
+        tied = "head (tied)" if has_head(self.checkpoint, anatomy) else "no head"
+        yield Row("", "head" if head else tied, "", width, numel, nbytes)
 
     def _summary(self) -> str:
         anatomy, model_type = self.anatomy, self.config.get("model_type")

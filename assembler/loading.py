@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from hybridize.assembler.anatomy import text_config
 from hybridize.assembler.donors import ALONE, Donor, load_donor
+from hybridize.assembler.heads import without_head
 from hybridize.assembler.layout import OutTensor, hybrid_layout
 from hybridize.assembler.outputs import TORCH_NAMES, tensors_of
 from hybridize.assembler.precision import AUTO, compute_dtype
@@ -26,6 +26,7 @@ from hybridize.assembler.runtime import HybridConfig, HybridForCausalLM
 from hybridize.assembler.symbolic import Piece
 from hybridize.assembler.tensors import Tensors
 from hybridize.checkpoint import Checkpoint, open_checkpoint
+from hybridize.errors import HybridizeError
 
 EMBEDDING, LAYERS, HEAD = "model.embed_tokens.", "model.layers.", "lm_head."
 TIED = "lm_head.weight"
@@ -153,23 +154,23 @@ class Folder:
 def load_folder(folder: Path) -> Folder:
     """A model folder, mapped into memory, nothing learning.
 
-    Where its config says that the head is tied to the embedding it is, whatever lies in the files.
+    The head is tied to the embedding where transformers ties it.
 
     Raises:
-        HybridizeError: there is no model, or the runtime cannot run it.
+        HybridizeError: there is no model, it has no head, or the runtime cannot run it.
     """
     checkpoint = open_checkpoint(folder)
-    tied = text_config(checkpoint.config).get("tie_word_embeddings") is True
     if checkpoint.config.get("model_type") == HybridConfig.model_type:
+        tied = checkpoint.config.get("tie_word_embeddings") is True
         layout = [out for out in _built_layout(checkpoint) if not (tied and out.name == TIED)]
         parts = _parts(checkpoint.config, layout, Tensors({BUILT: checkpoint}))
         return Folder(parts.model, tuple(layout))
+    donor = load_donor(folder, name=folder.name, source=str(folder), place=str(folder))
+    if not donor.has_head:
+        raise HybridizeError.of([without_head(donor.name, str(folder))])
     # Not its own name: a folder may be called `train`, as a method of torch's modules is.
-    donor = replace(
-        load_donor(folder, name=folder.name, source=str(folder), place=str(folder)), name=ALONE
-    )
+    donor = replace(donor, name=ALONE)
     config = alone_config(donor)
-    config["tie_word_embeddings"] |= tied
     layout = hybrid_layout(config, {ALONE: tensors_of(donor)})
     parts = _parts(config, layout, Tensors({ALONE: donor.checkpoint}))
     return Folder(parts.model, tuple(layout))
@@ -198,14 +199,18 @@ def _built_layout(checkpoint: Checkpoint) -> list[OutTensor]:
 
 
 def alone_config(donor: Donor) -> dict[str, Any]:
-    """config.json of the hybrid of all layers of one donor, in order."""
+    """config.json of the hybrid of all layers of one donor, in order.
+
+    One without a head gets its embedding in that place, so that its states can be read; what it
+    writes then means nothing.
+    """
     return {
         "model_type": HybridConfig.model_type,
         "donors": {donor.name: donor.config},
         "slots": [{"donor": donor.name, "layer": i} for i in range(donor.depth)],
         "embeddings": donor.name,
         "head": donor.name,
-        "tie_word_embeddings": not donor.anatomy.head,
+        "tie_word_embeddings": donor.tied or not donor.has_head,
         "dtype": TORCH_NAMES[donor.anatomy.dtype],
     }
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from hybridize.assembler.anatomy import Anatomy, dissect
 from hybridize.assembler.donors import Donor, load_donor, locate
+from hybridize.assembler.heads import ties
 from hybridize.checkpoint import Checkpoint, TensorHeader
 from hybridize.errors import Finding, HybridizeError
 from hybridize.positions import Document, Place, as_dict, as_list, read_yaml
@@ -97,7 +98,7 @@ def lost(merge: MergeFile, result: Checkpoint) -> list[str]:
         have = _shapes(made.layers[i].tensors)
         missing += [f"{made.prefix}{i}.{name}" for name in _absent(want, have)]
     want, have = _outside(base), _outside(made)
-    if result.config.get("tie_word_embeddings", True):
+    if ties(result):
         want = {name: shape for name, shape in want.items() if name not in _heads(base)}
     if merge.new_tokenizer:
         rows = {_stem(base, base.embedding), *_heads(base)}

@@ -55,6 +55,10 @@ class Models:
     def donors(self) -> list[str]:
         return list(self._weights.donors)
 
+    def has_head(self, donor: str) -> bool:
+        """Whether a donor alone has a loss."""
+        return self._weights.donors[donor].has_head
+
     def alone(self, donor: str) -> HybridForCausalLM:
         if donor not in self._alone:
             self._alone[donor] = self._weights.alone(donor)

@@ -14,9 +14,9 @@ from hybridize.assembler import native
 from hybridize.assembler.anatomy import Layer, left_out_in_words
 from hybridize.assembler.architectures import FIXED_POSITIONS, needs_own_embedding
 from hybridize.assembler.calibration import Calibration, plan_calibration
-from hybridize.assembler.copying import same_bytes
 from hybridize.assembler.crossings import add_bridges
 from hybridize.assembler.donors import Donor
+from hybridize.assembler.heads import without_head
 from hybridize.assembler.lineage import Lineage, Lineages
 from hybridize.assembler.resolving import resolve_donor
 from hybridize.assembler.special_tokens import contradictions
@@ -214,6 +214,7 @@ def make_plan(recipe: RecipeFile, *, offline: bool = False, weights: bool = True
         notes=(
             *_notes(recipe, used, donors[embeddings], head, tokenizer),
             *_left_out(donors),
+            *_headless(donors),
         ),
     )
     plan = replace(plan, notes=(*plan.notes, *_context_notes(plan)))
@@ -267,25 +268,12 @@ def _refuse_guests(
 
 def _tied(recipe: RecipeFile, embeddings: Donor, head: Donor, findings: list[Finding]) -> bool:
     """Whether embedding and head are one tensor: decided by what the donors hold."""
-    claims = head.config.get("tie_word_embeddings", True)
-    has_head = bool(head.anatomy.head)
-    if not has_head and not claims:
-        findings.append(
-            Finding(
-                f"donor '{head.name}' has no output head, and its config says that it is not tied",
-                fix="name another donor under head, or use a checkpoint saved with its head",
-                place=recipe.place("head" if recipe.recipe.head else "slots"),
-            )
-        )
+    if not head.has_head:
+        place = recipe.place("head" if recipe.recipe.head else "slots")
+        finding = without_head(head.name, place)
+        findings.append(replace(finding, fix=f"name another donor under head, or {finding.fix}"))
     refuse_other_tokens(recipe, embeddings, head, findings)
-    if embeddings.name != head.name:
-        return False
-    if not has_head:
-        return True
-    # Some checkpoints hold a head although their config ties it: the bytes decide. (Where there
-    # are headers only, the config's word stands until the build.)
-    matrix = [tensor for tensor in head.anatomy.head if tensor.name.endswith("weight")]
-    return bool(claims and matrix and same_bytes(matrix[0], head.anatomy.embedding))
+    return embeddings.name == head.name and head.tied
 
 
 def _refuse_mute(plan: Plan) -> None:
@@ -428,3 +416,9 @@ def _left_out(donors: Mapping[str, Donor]) -> Iterator[str]:
         if donor.anatomy.left_out:
             words = left_out_in_words(donor.anatomy)
             yield f"left out of donor '{name}', no part of its language model: {words}"
+
+
+def _headless(donors: Mapping[str, Donor]) -> Iterator[str]:
+    for name, donor in donors.items():
+        if not donor.has_head:
+            yield f"donor '{name}' has no output head: alone, it has no loss"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hybridize.assembler.anatomy import Anatomy, dissect, text_config
+from hybridize.assembler.heads import has_head, is_tied, without_head
 from hybridize.assembler.manifest import files_of, read_manifest
 from hybridize.assembler.staging import MANIFEST
 from hybridize.checkpoint import BITS, Checkpoint, TensorHeader, open_checkpoint
@@ -163,7 +164,10 @@ def read_stack(folder: Path) -> Stack:
 def _read_native(checkpoint: Checkpoint, anatomy: Anatomy) -> Stack:
     config = text_config(checkpoint.config)
     donors = _donors_of_build(checkpoint.folder, len(anatomy.layers))
-    tied = _is_tied(checkpoint.config, [tensor.name for tensor in anatomy.head])
+    if not has_head(checkpoint, anatomy):
+        place = str(checkpoint.folder)
+        raise HybridizeError.of([without_head(checkpoint.folder.name, place)])
+    tied = is_tied(checkpoint, anatomy)
     tensors = [_tensor(anatomy.embedding, "embeddings")]
     for layer in anatomy.layers:
         tensors += [
@@ -202,7 +206,8 @@ def _read_hybrid(checkpoint: Checkpoint) -> Stack:
             fix="copy the model again, whole",
             place=place,
         )
-    tied = _is_tied(config, [name for name in found if name.startswith("lm_head.")])
+    # A copy on disk is passed over, as by loaders.
+    tied = config.get("tie_word_embeddings") is True or _HEAD_WEIGHT not in found
     tensors = [
         _hybrid_tensor(t, config) for t in found.values() if not (tied and t.name == _HEAD_WEIGHT)
     ]
@@ -263,12 +268,6 @@ def _places(tensors: Collection[Tensor], depth: int) -> dict[str, int]:
         elif tensor.role == "bridge" and (side := re.match(r".*?\.(enter|leave)\.", tensor.inner)):
             found[f"{tensor.slot}.{side[0].rstrip('.')}"] = tensor.slot or 0
     return dict(sorted(found.items(), key=lambda item: (item[1], item[0])))
-
-
-def _is_tied(config: Mapping[str, Any], head: Collection[str]) -> bool:
-    """Whether the head has no matrix of its own; a copy on disk is passed over, as by loaders."""
-    says = config.get("tie_word_embeddings", text_config(config).get("tie_word_embeddings"))
-    return says is True or not any(name.endswith("weight") for name in head)
 
 
 def _donors_of_build(folder: Path, depth: int) -> tuple[str | None, ...]:

@@ -17,7 +17,7 @@ from hybridize.assembler.windows import Domain, Reader, Windows, cut
 from hybridize.diagnostics import measures, scoring
 from hybridize.diagnostics.items import ItemSet, find_items
 from hybridize.diagnostics.sheets import LENS_TOKENS, Points, lens_sheets, task_sheets, text_sheets
-from hybridize.diagnostics.subjects import Subject, check_tokenizers
+from hybridize.diagnostics.subjects import Subject, check_heads, check_tokenizers
 from hybridize.diagnostics.sweep import Swept, layer_tokens, sweep
 from hybridize.diagnostics.trace import Loss, Perturbation, Set, Settings, Trace
 from hybridize.diagnostics.variants import all_variants
@@ -71,6 +71,7 @@ def diagnose(
         HybridizeError: text or probes cannot be read.
         CheckFailed: a model gives what is no number.
     """
+    check_heads(subjects)
     check_tokenizers(subjects)
     readers = [subject.reader() for subject in subjects]
     material = gather_material(recipe, subjects, readers[0], offline=offline)

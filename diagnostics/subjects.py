@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridize.assembler.anatomy import WIDTH_KEYS, Layer
+from hybridize.assembler.anatomy import Layer, width_of
 from hybridize.assembler.donors import (
     ALONE,
     Donor,
@@ -18,6 +18,7 @@ from hybridize.assembler.donors import (
     tokenizer_files,
 )
 from hybridize.assembler.fingerprints import file_hash
+from hybridize.assembler.heads import without_head
 from hybridize.assembler.inspection import mixer_of, mlp_of
 from hybridize.assembler.manifest import read_manifest
 from hybridize.assembler.outputs import TORCH_NAMES
@@ -62,6 +63,11 @@ class Subject:
         if self.donor is not None:
             return self.donor.anatomy.vocabulary
         return self.checkpoint.tensors["model.embed_tokens.weight"].shape[0]
+
+    @property
+    def has_head(self) -> bool:
+        """Whether it has a loss."""
+        return self.donor is None or self.donor.has_head
 
     @property
     def positions(self) -> int | None:
@@ -146,7 +152,7 @@ def _slot(
         layer=place[1],
         mixer=named(mixer_of(dict(config), layer)),
         mlp=named(mlp_of(layer)),
-        width=next(config[key] for key in WIDTH_KEYS if key in config),
+        width=width_of(config) or 0,
         bridge=bridge,
         parameters=layer.num_parameters,
     )
@@ -192,7 +198,11 @@ def recipe_subjects(recipe: RecipeFile, *, built: Path, offline: bool) -> list[S
     Raises:
         HybridizeError: a donor cannot be found, or the runtime cannot run it; of all donors.
     """
-    subjects = donor_subjects(recipe, recipe.recipe.donors, offline=offline)
+    found = donor_subjects(recipe, recipe.recipe.donors, offline=offline)
+    for subject in found:
+        if not subject.has_head:
+            say(f"'{subject.name}' has no output head, and so no loss: it is left out")
+    subjects = [subject for subject in found if subject.has_head]
     manifest = built / MANIFEST
     if not manifest.is_file():
         say(f"{built} is not there: the donors alone are diagnosed")
@@ -217,6 +227,16 @@ def _subject(folder: Path, *, name: str, source: str, commit: str | None) -> Sub
     if len(slots) != donor.depth:
         return subject
     return replace(subject, slots=tuple((slot["donor"], slot["layer"]) for slot in slots))
+
+
+def check_heads(subjects: Sequence[Subject]) -> None:
+    """Every subject must be able to write.
+
+    Raises:
+        HybridizeError: some have no output head.
+    """
+    if mute := [subject for subject in subjects if not subject.has_head]:
+        raise HybridizeError.of(without_head(s.name, str(s.checkpoint.folder)) for s in mute)
 
 
 def check_tokenizers(subjects: Sequence[Subject]) -> None:

@@ -37,7 +37,7 @@ from hybridize.diagnostics.recommendation.placement import (
 )
 from hybridize.diagnostics.recommendation.recipe_writing import recipe_yaml
 from hybridize.diagnostics.recommendation.seams import Apart
-from hybridize.diagnostics.subjects import Subject, check_tokenizers
+from hybridize.diagnostics.subjects import Subject, check_heads, check_tokenizers
 from hybridize.diagnostics.trace import Trace
 from hybridize.diagnostics.variants import all_variants
 from hybridize.errors import HybridizeError
@@ -225,6 +225,7 @@ def _gather_evidence(
     recipe: RecipeFile, subjects: Sequence[Subject], machine: _Machine
 ) -> _Evidence:
     """Diagnose every donor on the same text, and compare their streams."""
+    check_heads(subjects)
     check_tokenizers(subjects)
     readers = [subject.reader() for subject in subjects]
     donors = {s.name: s.donor for s in subjects if s.donor is not None}

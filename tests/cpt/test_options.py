@@ -257,11 +257,12 @@ def test_a_tied_head_that_lies_in_the_files_twice_stays_tied(tmp_path: Path) -> 
     after = load_file(tmp_path / "trained" / "model.safetensors")
     assert torch.equal(after["lm_head.weight"], after["model.embed_tokens.weight"])
     assert not torch.equal(after["lm_head.weight"], state["lm_head.weight"])
-    state["lm_head.weight"][0, 0] += 1
+    state["lm_head.weight"][0, 0] += 1  # transformers ties only what is equal: now there are two
     save_file(state, file, metadata={"format": "pt"})
-    refused = train(tmp_path / "recipe.yaml", "differs")
-    assert refused.exit_code == 2
-    assert "the head is tied to the embedding, and lm_head.weight differs" in refused.stderr
+    ended(tmp_path / "recipe.yaml", "differs")
+    after = load_file(tmp_path / "differs" / "model.safetensors")
+    assert torch.equal(after["lm_head.weight"], state["lm_head.weight"])
+    assert not torch.equal(after["model.embed_tokens.weight"], state["model.embed_tokens.weight"])
 
 
 # ---- What is told ------------------------------------------------------------------------------
