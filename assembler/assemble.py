@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +68,9 @@ class Built:
         lines += [f"  checked: {check}" for check in self.checks]
         lines.append(f"  manifest: {self.manifest} (for verify --expect)")
         lines.append(f"  load it: {load_line(self.plan, str(self.folder))}")
+        if self.plan.tokenizer:
+            tokenizer = load_line(self.plan, str(self.folder), "AutoTokenizer")
+            lines.append(f"           {tokenizer}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -144,7 +147,7 @@ def prove_target(plan: Plan, prover: Prover | None = None) -> Plan:
     with closing(prover or ProcessProver()) as process:
         verdict = _submit_proof(plan, process).result()
     if verdict["reason"] is None:
-        return replace(plan, reason=plan.reason.replace("to be proved by build", "proved"))
+        return plan.as_proved()
     return _refuted(plan, verdict["reason"])
 
 
@@ -238,6 +241,7 @@ class _Job:
         if verdict["reason"] is not None:
             self.plan = _refuted(plan, verdict["reason"])
             return False
+        self.plan = plan.as_proved()
         if plan.dtype is not None:
             shapes = {output.name: (output.dtype, output.shape) for output in native_outputs(plan)}
             kept = self.prover.submit(

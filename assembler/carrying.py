@@ -13,7 +13,8 @@ from typing import Any
 from hybridize.assembler.plan import Plan
 from hybridize.assembler.prover import Prover
 from hybridize.assembler.special_tokens import EOS, GENERATION, KEYS, agreed, generation_of
-from hybridize.checkpoint import encode_floats
+from hybridize.checkpoint import encode_floats, read_json
+from hybridize.errors import HybridizeError
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Carrier:
         self._write_generation(folder, stated, special)
         for file in self.source.tokenizer_files:
             shutil.copyfile(file, folder / file.name)
+        _forget_path(folder / "tokenizer_config.json")
         if self.reading is None:
             return Carried(None, "no tokenizer")
         if read["reason"]:
@@ -98,3 +100,15 @@ class Carrier:
             known = {key: ids for key, ids in stated.items() if ids is not None}
             content = {**own, **changed} if own else known | changed
             (folder / GENERATION).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _forget_path(file: Path) -> None:
+    """Leave out where on somebody's machine a tokenizer was once loaded from."""
+    try:
+        content = read_json(file)
+    except HybridizeError:  # absent, or no JSON: then it is copied as it is
+        return
+    name = content.get("name_or_path")
+    if isinstance(name, str) and Path(name).is_absolute():
+        kept = {key: value for key, value in content.items() if key != "name_or_path"}
+        file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -151,6 +151,7 @@ class _Donor(_Part):
 
 class _Recipe(_Part):
     file: str
+    folder: str = "."
     text: str
 
 

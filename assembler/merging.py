@@ -30,6 +30,7 @@ from hybridize.assembler.staging import check_disk
 from hybridize.checkpoint import INDEX, open_checkpoint, weight_files
 from hybridize.console import byte_progress, say, size
 from hybridize.errors import Finding, HybridizeError
+from hybridize.portable import portable, portable_text
 
 FORMAT = 1  # part of the hash; a change to how merges are run wants another number
 LIBRARIES = ("mergekit", "torch", "transformers")
@@ -86,10 +87,10 @@ def merge_folder(key: str) -> Path:
 def _record(merge: MergeFile) -> dict[str, Any]:
     return {
         "method": merge.method,
-        "text": merge.document.text,
+        "text": portable_text(merge.document),
         "donors": [
             {
-                "source": donor.source,
+                "source": portable(donor.source, merge.document.path.absolute().parent),
                 "commit": donor.commit,
                 "license": donor.license,
                 "model_type": donor.model_type,

@@ -28,6 +28,7 @@ from hybridize.recipe import RecipeFile
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # recipe: safetensors
 FLOATS = ("F32", "F16", "BF16")
+TO_BE_PROVED = "to be proved by build"
 TOKENS, HELD_OUT = 65_536, 0.2  # of calibration text, at least; share of it that fits are judged by
 
 
@@ -80,7 +81,12 @@ class Plan:
 
     @property
     def configs(self) -> dict[str, dict[str, Any]]:
-        return {name: donor.config for name, donor in self.donors.items()}
+        """The donors' configs, without where somebody once loaded them from."""
+        configs = {name: donor.config for name, donor in self.donors.items()}
+        return {
+            name: {key: value for key, value in config.items() if key != "_name_or_path"}
+            for name, config in configs.items()
+        }
 
     @property
     def head_tensors(self) -> tuple[TensorHeader, ...]:
@@ -143,6 +149,10 @@ class Plan:
             return "F32"
         main = self.donors[donor].anatomy.dtype
         return dtype if keep_fp32 or dtype != main else self.dtype
+
+    def as_proved(self) -> Plan:
+        """The same plan after the native target was proved."""
+        return replace(self, reason=self.reason.replace(TO_BE_PROVED, "proved"))
 
     def as_hybrid(self, reason: str) -> Plan:
         """The same plan for the hybrid target, after the native one was refuted."""
@@ -359,7 +369,7 @@ def _target(
     obstacle = _obstacle(donors, slots, bridges)
     if obstacle is None:
         model_type = donors[slots[0].donor].model_type
-        return "native", f"every slot is a layer of {model_type}; to be proved by build"
+        return "native", f"every slot is a layer of {model_type}; {TO_BE_PROVED}"
     if asked == "native":
         findings.append(
             Finding(

@@ -22,6 +22,8 @@ from hybridize.assembler.fit_report import loss_rows
 from hybridize.assembler.manifest import FORMAT, sealed
 from hybridize.assembler.plan import Plan
 from hybridize.assembler.shards import Output, Shard
+from hybridize.portable import portable, portable_text
+from hybridize.recipe import RecipeFile
 
 LIBRARIES = ("torch", "transformers", "safetensors", "mergekit")
 
@@ -47,7 +49,7 @@ def manifest_json(
         fit: how bridges were fitted, on which text, and the losses of the result and its controls.
         out: the target; local donors are noted relative to it.
     """
-    spec = plan.recipe.recipe
+    spec, folder = plan.recipe.recipe, recipe_folder(plan.recipe)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "name": plan.name,
@@ -56,19 +58,22 @@ def manifest_json(
         "dtype": plan.dtype_reason,
         "recipe": {
             "file": plan.recipe.document.path.name,
-            "text": plan.recipe.document.text,
-            "resolved": spec.model_dump(mode="json", by_alias=True, exclude_none=True),
+            "folder": os.path.relpath(folder, out.absolute()),
+            "text": portable_text(plan.recipe.document),
+            "resolved": portable(
+                spec.model_dump(mode="json", by_alias=True, exclude_none=True), folder
+            ),
         },
         "embeddings": plan.embeddings,
         "head": plan.head,
         "tokenizer": plan.tokenizer.name if plan.tokenizer else None,
         "tokenizer_ids": tokenizer_ids,
         "tied": plan.tied,
-        "donors": {name: _donor(donor, out) for name, donor in plan.donors.items()},
+        "donors": {name: _donor(donor, folder, out) for name, donor in plan.donors.items()},
         "slots": [asdict(slot) for slot in plan.slots],
         "bridges": {where: asdict(bridge) for where, bridge in plan.bridges.items()},
         "lineages": [asdict(lineage) for lineage in plan.lineages],
-        "fit": fit,
+        "fit": portable(fit, folder),
         "versions": {"hybridize": hybridize.__version__, **{n: version(n) for n in LIBRARIES}},
         "files": dict(files),
         "weights": dict(weights),
@@ -99,11 +104,11 @@ def _is_part(plan: Plan, output: Output) -> bool:
     return sum(whole.values()) != sum(r.nbytes for r in output.ranges)
 
 
-def _donor(donor: Donor, out: Path) -> dict[str, Any]:
+def _donor(donor: Donor, folder: Path, out: Path) -> dict[str, Any]:
     return {
-        "source": donor.source,
+        "source": portable(donor.source, folder),
         "commit": donor.commit,
-        "folder": os.path.relpath(donor.folder, out) if _is_local(donor) else None,
+        "folder": os.path.relpath(donor.folder, out.absolute()) if _is_local(donor) else None,
         **({"merge": donor.merge} if donor.merge else {}),
         "license": donor.license,
         "model_type": donor.model_type,
@@ -122,6 +127,11 @@ def header_hash(donor: Donor) -> str:
     tensors = sorted((t.name, t.dtype, t.shape) for t in donor.checkpoint.tensors.values())
     text = json.dumps([donor.checkpoint.config, tensors], sort_keys=True)
     return blake3(text.encode()).hexdigest()
+
+
+def recipe_folder(recipe: RecipeFile) -> Path:
+    """Where the relative paths of a recipe start."""
+    return recipe.document.path.absolute().parent
 
 
 def model_card(plan: Plan, fit: Mapping[str, Any] | None = None) -> str:
@@ -162,7 +172,8 @@ def _card_body(plan: Plan, fit: Mapping[str, Any] | None) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for name, donor in plan.donors.items():
-        cells = (name, donor.source, donor.commit or "", donor.license or "not stated")
+        source = portable(donor.source, recipe_folder(plan.recipe))
+        cells = (name, source, donor.commit or "", donor.license or "not stated")
         lines.append(f"| {' | '.join(cells)} | {donor.model_type} |")
     lines += ["", "| slots | donor | layers | note |", "|---|---|---|---|"]
     lines += [f"| {a} | {b} | {c} | {d} |" for a, b, c, d in slot_runs(plan)]
@@ -186,7 +197,7 @@ def _card_body(plan: Plan, fit: Mapping[str, Any] | None) -> list[str]:
         "## Recipe",
         "",
         "```yaml",
-        plan.recipe.document.text.rstrip("\n"),
+        portable_text(plan.recipe.document).rstrip("\n"),
         "```",
     ]
     return lines

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from blake3 import blake3
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from hybridize.checkpoint import TensorHeader, open_checkpoint
 from hybridize.cpt.metrics import FILE as METRICS
 from hybridize.errors import HybridizeError
 from hybridize.files import State, refuse_changed
+from hybridize.portable import portable
 
 CARD = "README.md"
 
@@ -94,15 +96,17 @@ def _note(
     manifest = read_manifest(staged)
     for name, digest in hashes.items():
         manifest["tensors"][name] |= {"blake3": digest, "copied": False, "trained": True}
-    for donor in manifest["donors"].values():
-        if donor["folder"] is not None:
-            where = os.path.normpath(base.absolute() / donor["folder"])
-            donor["folder"] = os.path.relpath(where, out.absolute())
+    for noted in (manifest["recipe"], *manifest["donors"].values()):
+        if noted.get("folder") is not None:
+            where = os.path.normpath(base.absolute() / noted["folder"])
+            noted["folder"] = os.path.relpath(where, out.absolute())
+    record = portable(record, out.absolute())
     manifest["files"][METRICS] = blake3((staged / METRICS).read_bytes()).hexdigest()
     manifest["training"] = [*manifest.get("training", []), dict(record)]
     card = staged / CARD
     if card.is_file():
         text = card.read_text(encoding="utf-8").rstrip()
+        text = text.replace("\n## Recipe\n", "\n## Recipe of the build\n")
         card.write_text(f"{text}\n\n{_section(record)}", encoding="utf-8")
         manifest["files"][CARD] = blake3(card.read_bytes()).hexdigest()
     file.write_text(sealed(manifest), encoding="utf-8")
@@ -110,13 +114,54 @@ def _note(
 
 def _section(record: Mapping[str, Any]) -> str:
     """What the model card says of the training."""
-    lines = ["## Continued pre-training", "", "| text | before | after |", "|---|---|---|"]
-    for name, pair in record["losses"].items():
-        lines.append(f"| {name} | {pair['before']:.4f} | {pair['after']:.4f} |")
-    learnt = ", ".join(f"{s['num_trained']:,} parameters" for s in record["stages"])
-    lines += [
+    recipe = yaml.safe_dump({"cpt": dict(record["recipe"])}, sort_keys=False, allow_unicode=True)
+    lines = [
+        "## Continued pre-training",
         "",
-        f"Loss on held-out text, nats per token. {record['tokens']:,} tokens; what learnt, stage "
-        f"by stage: {learnt}. The exact list, the text and its hashes are in `{MANIFEST}`.",
+        f"{record['tokens']:,} tokens. The exact lists of tensors, the text and its hashes are in "
+        f"`{MANIFEST}`.",
+        "",
+        "| stage | what learnt | parameters | steps |",
+        "|---|---|---|---|",
+        *(
+            f"| {i} | {_entries(stage)} | {stage['num_trained']:,} | {stage['steps']:,} |"
+            for i, stage in enumerate(record["stages"])
+        ),
+        "",
+        "| text | share | from |",
+        "|---|---|---|",
+        *(
+            f"| {text['name']} ({text['kind']}) | {text['share']:.0%} | {_origin(text['source'])} |"
+            for text in record["text"]
+        ),
+        "",
+        "Loss on held-out text, in nats per token:",
+        "",
+        "| text | before | after |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {pair['before']:.4f} | {pair['after']:.4f} |"
+            for name, pair in record["losses"].items()
+        ),
+        "",
+        "Recipe of the training:",
+        "",
+        "```yaml",
+        recipe.rstrip("\n"),
+        "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _entries(stage: Mapping[str, Any]) -> str:
+    """What of the model was to learn, as the recipe says it."""
+    return ", ".join(
+        entry if isinstance(entry, str) else ", ".join(f"{k}: {v}" for k, v in entry.items())
+        for entry in stage["entries"]
+    )
+
+
+def _origin(source: Mapping[str, Any]) -> str:
+    """Where a text came from, as the recipe says it."""
+    files = source.get("files")
+    return ", ".join(files) if files else ", ".join(str(value) for value in source.values())

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from hybridize.assembler.manifest import read_manifest
+from hybridize.assembler.provenance import recipe_folder
 from hybridize.assembler.staging import MANIFEST
 from hybridize.assembler.windows import Reader
 from hybridize.checkpoint import read_json
@@ -26,6 +27,7 @@ from hybridize.cpt.plan import CptPlan
 from hybridize.cpt.stage_run import RESULT, Run, StageResult, run_stage
 from hybridize.cpt.tuning import Names, State, open_model
 from hybridize.errors import CheckFailed, HybridizeError
+from hybridize.portable import portable
 from hybridize.publishing import publish
 
 
@@ -158,18 +160,26 @@ def _record(plan: CptPlan, run: Run, results: Sequence[StageResult]) -> dict[str
     return {
         "base": {"folder": str(plan.stack.folder), "key": key_of(run.identity)},
         "settings": plan.spec.model_dump(mode="json", exclude={"data"}),
+        "recipe": _recipe(plan),
         "tokens": run.predicted,
         "packed": run.packed,
         "stages": [
             {**stage.as_dict(), **result.as_dict()}
             for stage, result in zip(plan.stages, results, strict=True)
         ],
-        "text": [source.noted for source in run.sources],
+        "text": portable([source.noted for source in run.sources], recipe_folder(plan.recipe)),
         "losses": {n: {"before": before[n], "after": value} for n, value in after.items()},
         "frozen": min(result.frozen for result in results),
         "trained": len({t.name for stage in plan.stages for t in stage.policy.trained}),
         "warnings": [text for result in results for text in result.warnings],
     }
+
+
+def _recipe(plan: CptPlan) -> dict[str, Any]:
+    """The section `cpt` as it was carried out, with what differs from the defaults."""
+    section = plan.spec.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    found: dict[str, Any] = portable(section, recipe_folder(plan.recipe))
+    return found
 
 
 def _export(

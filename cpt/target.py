@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,8 @@ def find_target(
 
     Args:
         named: a recipe, or a folder that was built of one; paths of the recipe that lies in a
-            folder start where the command is run.
+            folder start where it was built from, if that is still there, or else where the command
+            is run.
         built: where a recipe's model lies; default: where `build` puts it.
         text, old: files to learn from and to keep; `tokens`: of the whole training.
 
@@ -70,7 +72,10 @@ def _recipe_of(folder: Path) -> RecipeFile:
     if not (folder / MANIFEST).is_file():
         raise _not_built(folder)
     noted = read_manifest(folder)["recipe"]
-    return read_recipe(parse_yaml(noted["text"], Path(noted["file"])))
+    origin = Path(os.path.normpath(folder.absolute() / noted.get("folder", "."))) / noted["file"]
+    return read_recipe(
+        parse_yaml(noted["text"], origin if origin.is_file() else Path(noted["file"]))
+    )
 
 
 def _with_options(

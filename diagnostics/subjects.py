@@ -29,6 +29,7 @@ from hybridize.checkpoint import Checkpoint, open_checkpoint
 from hybridize.console import say
 from hybridize.diagnostics.trace import Model, Slot
 from hybridize.errors import Finding, HybridizeError
+from hybridize.portable import portable_text
 from hybridize.recipe import RecipeFile
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def recipe_subjects(recipe: RecipeFile, *, built: Path, offline: bool) -> list[S
     manifest = built / MANIFEST
     if not manifest.is_file():
         say(f"{built} is not there: the donors alone are diagnosed")
-    elif read_manifest(built)["recipe"]["text"] != recipe.document.text:
+    elif read_manifest(built)["recipe"]["text"] != portable_text(recipe.document):
         say(f"{built} was built from another version of this recipe: it is left out")
     else:
         name = recipe.name if recipe.name not in recipe.recipe.donors else f"{recipe.name}-built"

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -24,6 +25,7 @@ from hybridize.checkpoint import open_checkpoint
 from hybridize.cli import main
 from hybridize.cpt.command import run
 from hybridize.cpt.isolation import isolates
+from hybridize.cpt.target import find_target
 from hybridize.cpt.tuning import open_model
 from tests.assembler.readers import code, prose, save_reader
 from tests.assembler.stacks import UNFITTED, build_in, write_recipe
@@ -106,7 +108,32 @@ def test_the_result_is_a_model_like_any_other(trained: Path) -> None:
     assert verify(folder).ok
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert bool(model(torch.arange(8)[None]).logits.isfinite().all())
-    assert "Continued pre-training" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    built, training = card.split("\n## Continued pre-training\n")
+    assert "\n## Recipe of the build\n" in built
+    assert "| 0 | bridges, shallow: 1 | " in training
+    assert "| code (new) | 75% | code.txt |" in training
+    assert "| prose (old) | 25% | prose.txt |" in training
+    section = yaml.safe_load(training.split("```yaml\n")[1].split("```")[0])["cpt"]
+    written = yaml.safe_load(trained.read_text())["cpt"]
+    assert {key: section[key] for key in written if key != "data"} == {
+        key: value for key, value in written.items() if key != "data"
+    }
+    assert [text["files"] for text in section["data"]["new"]] == [["code.txt"]]
+    assert str(trained.parent) not in card
+    assert str(trained.parent) not in (folder / "hybridize.json").read_text()
+
+
+def test_a_trained_folder_knows_where_its_recipe_lay(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Paths of a recipe mean the same wherever the command is run."""
+    monkeypatch.chdir(tmp_path)
+    found = find_target(trained.parent / "trained")
+    assert found.recipe.path("code.txt").samefile(trained.parent / "code.txt")
+    moved = tmp_path / "moved"
+    shutil.copytree(trained.parent / "trained", moved)
+    assert find_target(moved).recipe.path("code.txt") == Path("code.txt")
     assert not (trained.parent / "trained.work").exists()
 
 
