@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import StaticCache, Trainer, TrainingArguments
 
+import hybridize.assembler.runtime.modeling_hybridize as runtime_file
 from hybridize.assembler.runtime import HybridForCausalLM
 from tests.assembler.inmemory import assemble, fill, hybrid_config, identity
 from tests.assembler.test_runtime_stacks import (
@@ -121,10 +124,34 @@ def test_attentions_come_from_every_slot_that_has_attention(ids: Tensor) -> None
     assert not any(m._forward_hooks for m in hybrid.model.layers.modules())
 
 
-def test_attentions_of_fused_attention_are_refused(model: Any, ids: Tensor) -> None:
-    """sdpa never makes the weights: an empty answer would look like a model without attention."""
-    with pytest.raises(ValueError, match="attn_implementation='eager'"):
-        model(ids, output_attentions=True)
+@pytest.mark.parametrize("family", ["llama", "mixtral", "qwen3_next", "gpt_oss"])
+@torch.no_grad()
+def test_attentions_of_fused_attention_are_what_the_donor_gives(family: str, ids: Tensor) -> None:
+    """sdpa never makes the weights: transformers warns and gives none. GPT-OSS is always eager."""
+    donor = tiny_model(family)
+    hybrid = identity(donor)
+    with warning_of(runtime_file.logger) as warned:
+        ours = hybrid(ids, output_attentions=True)
+    theirs = donor(ids, output_attentions=True)
+    assert len(ours.attentions) == len(theirs.attentions)
+    assert all(torch.equal(a, b) for a, b in zip(ours.attentions, theirs.attentions, strict=True))
+    assert torch.equal(ours.logits, hybrid(ids).logits)
+    assert bool(warned) is (donor.config._attn_implementation != "eager")
+
+
+@contextmanager
+def warning_of(logger: Any) -> Iterator[list[str]]:
+    """What a module of transformers warns of, each text once."""
+    texts: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logger, "warning_once", texts.append)
+        yield texts
+
+
+def test_attentions_asked_for_by_the_config_need_eager(model: Any) -> None:
+    """As for every config of transformers."""
+    with pytest.raises(ValueError, match="output_attentions"):
+        model.config.output_attentions = True
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "jamba"])
