@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from blake3 import blake3
 
 import hybridize
 from hybridize.assembler.calibration import gather
-from hybridize.assembler.carrying import Carried, Carrier
+from hybridize.assembler.carrying import Carried, Carrier, compare_tokens
 from hybridize.assembler.copying import copy_outputs, hash_ranges, same_bytes
 from hybridize.assembler.manifest import frame_hash, small_hashes
 from hybridize.assembler.outputs import (
@@ -26,7 +26,7 @@ from hybridize.assembler.outputs import (
     hybrid_outputs,
     native_outputs,
 )
-from hybridize.assembler.plan import HELD_OUT, Plan
+from hybridize.assembler.plan import HELD_OUT, TO_BE_COMPARED, Plan
 from hybridize.assembler.precision import AUTO
 from hybridize.assembler.provenance import load_line, manifest_json, model_card
 from hybridize.assembler.prover import ProcessProver, Prover
@@ -119,9 +119,10 @@ def build(
     with Staging(out, force=force) as staging, closing(prover or ProcessProver()) as prover:
         job = _Job(staging, prover, plan)
         try:
+            compared = compare_tokens(plan, prover)
             job.fit_bridges(offline=offline, compute_dtype=compute_dtype)
             job.run()
-            checks = job.check(check)
+            checks = [*job.check(check), *compared]
             for donor in plan.donors.values():
                 donor.checkpoint.refuse_changed()
             staging.publish()
@@ -141,10 +142,15 @@ def build(
 
 
 def prove_target(plan: Plan, prover: Prover | None = None) -> Plan:
-    """Prove a native target now; the plan with the verdict in its reason."""
-    if plan.target == "hybrid":
+    """Prove a native target now, and compare tokens; the plan with the verdict in its reason."""
+    if plan.target == "hybrid" and not plan.uncompared:
         return plan
     with closing(prover or ProcessProver()) as process:
+        compared = compare_tokens(plan, process)
+        notes = tuple(note for note in plan.notes if TO_BE_COMPARED not in note)
+        plan = replace(plan, notes=(*notes, *compared))
+        if plan.target == "hybrid":
+            return plan
         verdict = _submit_proof(plan, process).result()
     if verdict["reason"] is None:
         return plan.as_proved()

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hybridize.assembler.donors import Donor
 from hybridize.assembler.plan import Plan
 from hybridize.assembler.prover import Prover
 from hybridize.assembler.special_tokens import EOS, GENERATION, KEYS, agreed, generation_of
+from hybridize.assembler.vocabulary import refuse_head, refuse_tokenizer
 from hybridize.checkpoint import encode_floats, read_json
 from hybridize.errors import HybridizeError
 
@@ -28,6 +30,41 @@ class Carried:
 
     ids: str | None
     check: str
+
+
+def compare_tokens(plan: Plan, prover: Prover) -> list[str]:
+    """Compare what the tokenizers do where the plan could not compare their files.
+
+    Returns:
+        What was found, in words.
+
+    Raises:
+        HybridizeError: the same numbers mean other tokens.
+    """
+    return [_compare(plan, donor, prover) for donor in plan.uncompared]
+
+
+def _compare(plan: Plan, donor: Donor, prover: Prover) -> str:
+    embeddings = plan.donors[plan.embeddings]
+    answer = prover.submit(
+        "compare_tokenizers", one=str(embeddings.folder), other=str(donor.folder)
+    ).result()
+    pair = f"tokens of '{embeddings.name}' and '{donor.name}'"
+    if answer["reason"]:
+        return f"{pair} are not compared: {answer['reason']}"
+    share, findings = answer["share"], []
+    if donor.name == plan.head:
+        findings += refuse_head(plan.recipe, embeddings, donor, share=share)
+    if plan.tokenizer and donor.name == plan.tokenizer.name:
+        findings += refuse_tokenizer(
+            plan.recipe, embeddings, donor, share=share, highest=answer["highest"]
+        )
+    if findings:
+        raise HybridizeError.of(findings)
+    if share is None:
+        return f"{pair} are not compared: a vocabulary is empty"
+    ids = "the same ids" if answer["same"] else "other ids"
+    return f"{pair}: {share:.0%} of their numbers mean the same, a probe text has {ids}"
 
 
 class Carrier:

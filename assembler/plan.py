@@ -21,7 +21,7 @@ from hybridize.assembler.lineage import Lineage, Lineages
 from hybridize.assembler.resolving import resolve_donor
 from hybridize.assembler.special_tokens import contradictions
 from hybridize.assembler.stack import Bridge, Slot, make_slots
-from hybridize.assembler.vocabulary import choose_tokenizer, refuse_other_tokens
+from hybridize.assembler.vocabulary import choose_tokenizer, refuse_other_tokens, uncompared
 from hybridize.checkpoint import TensorHeader
 from hybridize.errors import Finding, HybridizeError
 from hybridize.recipe import RecipeFile
@@ -29,6 +29,7 @@ from hybridize.recipe import RecipeFile
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # recipe: safetensors
 FLOATS = ("F32", "F16", "BF16")
 TO_BE_PROVED = "to be proved by build"
+TO_BE_COMPARED = "to be compared by build"
 TOKENS, HELD_OUT = 65_536, 0.2  # of calibration text, at least; share of it that fits are judged by
 
 
@@ -50,6 +51,7 @@ class Plan:
     dtype: str | None  # what floats become, as safetensors writes it; None: each stays as it is
     dtype_reason: str
     tied: bool
+    uncompared: tuple[Donor, ...] = ()  # whose tokens build compares with those of the embeddings
     notes: tuple[str, ...] = ()
 
     @property
@@ -221,13 +223,14 @@ def make_plan(recipe: RecipeFile, *, offline: bool = False, weights: bool = True
         dtype=dtype,
         dtype_reason=dtype_reason,
         tied=tied,
+        uncompared=uncompared(donors[embeddings], donors[head], tokenizer),
         notes=(
             *_notes(recipe, used, donors[embeddings], head, tokenizer),
             *_left_out(donors),
             *_headless(donors),
         ),
     )
-    plan = replace(plan, notes=(*plan.notes, *_context_notes(plan)))
+    plan = replace(plan, notes=(*plan.notes, *_token_notes(plan), *_context_notes(plan)))
     if calibration is None:
         return plan
     _refuse_mute(plan)
@@ -408,6 +411,26 @@ def _notes(
     if name != head:
         notes.append(f"embeddings of '{name}' and head of '{head}': kept untied")
     return notes
+
+
+def _token_notes(plan: Plan) -> Iterator[str]:
+    """Whose numbers for tokens the plan has not compared, and why."""
+    embeddings = plan.donors[plan.embeddings]
+    for donor in plan.uncompared:
+        yield (
+            f"tokens of '{embeddings.name}' and '{donor.name}': {TO_BE_COMPARED}, which "
+            "opens both tokenizers, since not both have a tokenizer.json or vocab.json"
+        )
+    others = {plan.head: plan.donors[plan.head]}
+    others |= {plan.tokenizer.name: plan.tokenizer} if plan.tokenizer else {}
+    for name, donor in others.items():
+        mute = [d.name for d in (embeddings, donor) if not d.tokenizer_files]
+        if name != embeddings.name and mute:
+            listed = " and ".join(f"'{n}'" for n in mute)
+            yield (
+                f"tokens of '{embeddings.name}' and '{name}' cannot be compared: no tokenizer "
+                f"files in {listed}"
+            )
 
 
 def _context_notes(plan: Plan) -> Iterator[str]:

@@ -117,6 +117,14 @@ def read_tokenizer(*, folder: str) -> dict[str, Any]:
         return {"reason": error.findings[0].found}
 
 
+def compare_tokenizers(*, one: str, other: str) -> dict[str, Any]:
+    """Do two tokenizers number alike? See `tokenization.compare`; or `reason` why nobody knows."""
+    try:
+        return {"reason": None, **tokenization.compare(Path(one), Path(other))}
+    except HybridizeError as error:
+        return {"reason": error.findings[0].found}
+
+
 def special_tokens(*, config: dict[str, Any]) -> dict[str, Any]:
     """Ids of the special tokens that a config.json states, with its class's defaults."""
     found = read_config(config)

@@ -23,8 +23,7 @@ Ids = Mapping[str, Any]  # of KEYS; a model may end at any of several tokens
 
 def generation_of(folder: Path) -> dict[str, Any]:
     """Content of generation_config.json; empty where there is none."""
-    file = folder / GENERATION
-    return read_json(file) if file.is_file() else {}
+    return _json(folder / GENERATION)
 
 
 def agreed(stated: Ids, tokenizer: Ids, rows: int) -> dict[str, Any]:
@@ -76,11 +75,11 @@ def contradictions(donor: Donor, rows: int) -> list[str]:
 
 def _in_files(donor: Donor) -> dict[str, int]:
     """Ids of a tokenizer's special tokens, as far as its JSON files give them."""
-    config = donor.folder / "tokenizer_config.json"
-    if not config.is_file():
-        return {}
-    content = read_json(config)
-    ids = _added_tokens(donor.folder, content)
+    content = {
+        **_json(donor.folder / "special_tokens_map.json"),
+        **_json(donor.folder / "tokenizer_config.json"),
+    }
+    ids = added_tokens(donor.folder)
     found = {}
     for key in KEYS:
         token = content.get(key.removesuffix("_id"))
@@ -90,12 +89,24 @@ def _in_files(donor: Donor) -> dict[str, int]:
     return found
 
 
-def _added_tokens(folder: Path, config: Mapping[str, Any]) -> dict[str, int]:
-    """Special tokens and their ids: from the config, or from the top of tokenizer.json."""
-    declared = config.get("added_tokens_decoder")
-    if isinstance(declared, dict):
-        return {t["content"]: int(n) for n, t in declared.items() if isinstance(t, dict)}
-    file = folder / "tokenizer.json"
+def added_tokens(folder: Path) -> dict[str, int]:
+    """Tokens beside the vocabulary, and their ids, without reading all of a large file."""
+    found = {t: n for t, n in _json(folder / "added_tokens.json").items() if isinstance(n, int)}
+    declared = _json(folder / "tokenizer_config.json").get("added_tokens_decoder")
+    if not isinstance(declared, dict):
+        return found | _at_the_top(folder / "tokenizer.json")
+    try:
+        return found | {token["content"]: int(number) for number, token in declared.items()}
+    except (KeyError, TypeError, ValueError):
+        return found
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
+
+
+def _at_the_top(file: Path) -> dict[str, int]:
+    """`added_tokens` of a tokenizer.json, which stand before its vocabulary."""
     if not file.is_file():
         return {}
     text = file.read_text(encoding="utf-8", errors="replace")

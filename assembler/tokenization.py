@@ -17,6 +17,7 @@ from blake3 import blake3
 from transformers import AutoTokenizer
 
 from hybridize.assembler.special_tokens import KEYS
+from hybridize.assembler.vocabulary import share_of
 from hybridize.checkpoint import read_json
 from hybridize.errors import CheckFailed, HybridizeError, shorten
 
@@ -94,6 +95,25 @@ def read(folder: Path) -> dict[str, Any]:
         "ids": fingerprint(tokenizer),
         "kind": type(tokenizer).__name__,
         "special": special,
+    }
+
+
+def compare(one: Path, other: Path) -> dict[str, Any]:
+    """What two tokenizers have in common, whatever kinds they are.
+
+    Returns:
+        `share` of the smaller vocabulary that both number alike (None if one is empty), the
+        `highest` number that `other` gives, and whether a probe text has the `same` ids.
+
+    Raises:
+        HybridizeError: transformers cannot open one of them.
+    """
+    first, second = open_tokenizer(one), open_tokenizer(other)
+    tables = [{number: token for token, number in t.get_vocab().items()} for t in (first, second)]
+    return {
+        "share": share_of(*tables),
+        "highest": max(tables[1], default=0),
+        "same": fingerprint(first) == fingerprint(second),
     }
 
 

@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
+from hybridize.assembler.assemble import prove_target
 from hybridize.assembler.donors import Donor, load_donor
+from hybridize.assembler.prover import LocalProver
+from hybridize.assembler.tokenization import open_tokenizer
 from hybridize.assembler.vocabulary import shared_tokens
 from hybridize.errors import HybridizeError
-from tests.assembler.stacks import UNFITTED, plan_of, save_donor
+from tests.assembler.readers import code, prose, tokenizer
+from tests.assembler.stacks import UNFITTED, build_in, plan_of, save_donor
 
 WORDS = [f"w{number}" for number in range(64)]  # as many as the tiny donors' embeddings have rows
 
@@ -97,8 +101,137 @@ def test_embeddings_and_head_of_one_donor_may_meet_layers_of_other_tokens(
 def test_embeddings_and_head_of_the_same_tokens_may_come_from_two_donors(
     tmp_path: Path, other: Any
 ) -> None:
-    """So may those of donors whose files do not say."""
+    """So may those of donors whose files do not say: but the plan does."""
     make_donor(tmp_path / "a", bpe(WORDS))
     make_donor(tmp_path / "b", other)
     plan = plan_of(tmp_path, recipe())
     assert (plan.embeddings, plan.head) == ("a", "b")
+    unknown = "tokens of 'a' and 'b' cannot be compared: no tokenizer files in 'b'"
+    assert (unknown in plan.notes) == (other is None)
+
+
+def over() -> dict[str, Any]:
+    """The tokenizer of `b` over the embeddings of `a`."""
+    return recipe(embeddings="a", head="a", tokenizer="b")
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [(64, 80), (80, 64), (64, 64)])
+def test_padded_or_trimmed_rows_do_not_matter_to_a_tokenizer(
+    tmp_path: Path, mine: int, theirs: int
+) -> None:
+    """A chat model's rows are often padded to a round number, its base's are not."""
+    for name, rows in (("a", mine), ("b", theirs)):
+        save_donor(tmp_path / name, "llama", vocab_size=rows)
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(bpe(WORDS)))
+    plan = plan_of(tmp_path, over())
+    assert plan.tokenizer is not None
+    assert plan.tokenizer.name == "b"
+
+
+def test_a_token_without_a_row_is_refused(tmp_path: Path) -> None:
+    make_donor(tmp_path / "a", bpe(WORDS))
+    save_donor(tmp_path / "b", "llama", vocab_size=80)
+    (tmp_path / "b/tokenizer.json").write_text(json.dumps(bpe(WORDS, {64: "<|im_end|>"})))
+    with pytest.raises(HybridizeError) as caught:
+        plan_of(tmp_path, over())
+    assert (
+        "tokenizer: the tokenizer of 'b' gives numbers up to 64, the embeddings of 'a' have 64 rows"
+        "\n  fix: write tokenizer: a"
+    ) in str(caught.value)
+
+
+def test_a_tokenizer_of_other_tokens_is_refused(tmp_path: Path) -> None:
+    """Its numbers would look up the vectors of other words."""
+    make_donor(tmp_path / "a", bpe(WORDS))
+    make_donor(tmp_path / "b", bpe(WORDS[::-1]))
+    with pytest.raises(HybridizeError, match="0% of the numbers that the tokenizer of 'b' gives"):
+        plan_of(tmp_path, over())
+
+
+def save_pieces(folder: Path, text: str) -> None:
+    """A donor with a tokenizer.model alone."""
+    import sentencepiece
+
+    save_donor(folder, "llama", vocab_size=400)
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(text.splitlines()),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=400,
+        model_type="bpe",
+        byte_fallback=True,
+        minloglevel=2,
+    )
+
+
+def save_as_json(folder: Path, pieces: Path) -> None:
+    """The same tokenizer as a tokenizer.json."""
+    save_donor(folder, "llama", vocab_size=400)
+    open_tokenizer(pieces).save_pretrained(folder)
+
+
+def test_tokenizers_of_two_kinds_are_compared_by_what_they_do(tmp_path: Path) -> None:
+    """The files of one say nothing of the files of the other; build opens both."""
+    save_pieces(tmp_path / "a", prose() + code())
+    save_as_json(tmp_path / "b", tmp_path / "a")
+    note = (
+        "tokens of 'a' and 'b': to be compared by build, which opens both tokenizers, since not "
+        "both have a tokenizer.json or vocab.json"
+    )
+    plan = plan_of(tmp_path, recipe(tokenizer="b"))
+    assert note in plan.notes
+    found = "tokens of 'a' and 'b': 100% of their numbers mean the same, a probe text has the same "
+    assert f"{found}ids" in prove_target(plan, LocalProver()).notes
+    assert f"{found}ids" in build_in(tmp_path, recipe(tokenizer="b"), check="structure").checks
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ({}, "of the numbers that the embeddings of 'a' read mean the same to the head of 'b'"),
+        (
+            {"embeddings": "a", "head": "a", "tokenizer": "b"},
+            "of the numbers that the tokenizer of 'b' gives mean the same to the embeddings of 'a'",
+        ),
+    ],
+)
+def test_other_tokens_of_another_kind_stop_the_build_before_the_copy(
+    tmp_path: Path, keys: dict[str, str], found: str
+) -> None:
+    save_pieces(tmp_path / "a", prose())
+    save_donor(tmp_path / "b", "llama", vocab_size=400)
+    tokenizer([code()], vocabulary=400).save_pretrained(tmp_path / "b")
+    with pytest.raises(HybridizeError, match=found):
+        build_in(tmp_path, recipe(**keys), check="structure")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_nobody_can_open_is_said(tmp_path: Path) -> None:
+    save_pieces(tmp_path / "a", prose() + code())
+    save_donor(tmp_path / "b", "llama", vocab_size=400)
+    (tmp_path / "b/tokenizer.model").write_bytes(b"no protocol buffer")
+    checks = build_in(tmp_path, recipe(), check="structure").checks
+    assert any("tokens of 'a' and 'b' are not compared: its tokenizer" in c for c in checks)
+
+
+def test_vocabularies_alone_are_read_by_the_plan(tmp_path: Path) -> None:
+    """vocab.json and added_tokens.json, as GPT-2's age left them."""
+    donors = []
+    for name in ("a", "b"):
+        save_donor(tmp_path / name, "llama")
+        words = {word: i for i, word in enumerate(WORDS[:48])}
+        (tmp_path / name / "vocab.json").write_text(json.dumps(words))
+        donors.append(load_donor(tmp_path / name, name=name, source=name, place=name))
+    (tmp_path / "b/added_tokens.json").write_text('{"<|tool|>": 47}')
+    assert shared_tokens(*donors) == 47 / 48
+    (tmp_path / "b/vocab.json").unlink()
+    (tmp_path / "b/tokenizer.json").write_text(json.dumps(bpe(WORDS[:48])))
+    assert shared_tokens(*donors) == 1.0
+
+
+def test_tokenizers_that_cannot_be_one_are_named(tmp_path: Path) -> None:
+    make_donor(tmp_path / "a", bpe(WORDS))
+    for content in ("[]", "{", '{"model": []}', '{"model": {"vocab": [1]}}'):
+        make_donor(tmp_path / "b", None)
+        (tmp_path / "b/tokenizer.json").write_text(content)
+        with pytest.raises(HybridizeError, match=r"tokenizer\.json: "):
+            plan_of(tmp_path, recipe())
