@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridize.assembler.anatomy import Anatomy, dissect
+from hybridize.assembler.anatomy import Anatomy, dissect, text_config
 from hybridize.assembler.donors import Donor, load_donor, locate
 from hybridize.assembler.heads import ties
 from hybridize.checkpoint import Checkpoint, TensorHeader
-from hybridize.errors import Finding, HybridizeError
+from hybridize.errors import Finding, HybridizeError, did_you_mean
 from hybridize.positions import Document, Place, as_dict, as_list, read_yaml
 
 # Buffers that old checkpoints hold and no class of transformers asks for any more.
 _BUFFERS = re.compile(r"(rotary_emb\.inv_freq|attn\.masked_bias|attn\.bias)$")
+
+DTYPES = ("bfloat16", "float16", "float32", "float64")  # of those that mergekit reads
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -62,7 +64,7 @@ def read_merge_file(path: Path, *, offline: bool) -> MergeFile:
     if not isinstance(document.data, dict):
         raise HybridizeError("a merge file is a mapping, as mergekit reads it", place=str(path))
     config = copy.deepcopy(document.data)
-    findings: list[Finding] = []
+    findings = list(_dtypes(document))
     donors = _take_donors(config, document, findings, offline=offline)
     if not donors and not findings:
         findings.append(Finding("names no model: neither models nor slices", place=str(path)))
@@ -131,6 +133,15 @@ def _stem(anatomy: Anatomy, tensor: TensorHeader) -> str:
     return tensor.name.removeprefix(anatomy.base)
 
 
+def _dtypes(document: Document) -> Iterator[Finding]:
+    """mergekit reads them when it has begun to merge, and says no place."""
+    for key in ("dtype", "out_dtype"):
+        value = document.data.get(key)
+        if value is not None and str(value).removeprefix("torch.") not in DTYPES:
+            found = f"unknown {key} '{value!s:.60}'"
+            yield Finding(found, did_you_mean(str(value), DTYPES), document.place((key,)))
+
+
 # References to models
 
 
@@ -149,12 +160,25 @@ def _take_donors(
             )
             if folder not in numbers:
                 donor = load_donor(folder, name=written, source=written, commit=commit, place=place)
+                _refuse_wrapper(donor, place)
                 numbers[folder] = len(donors)
                 donors.append(donor)
             holder[key] = {"model": {"path": f"donors/{numbers[folder]}"}}
         except HybridizeError as error:
             findings += [finding for finding in error.findings if finding not in findings]
     return donors
+
+
+def _refuse_wrapper(donor: Donor, place: str) -> None:
+    """mergekit reads the whole model, its config says what the parts are, and one is left over."""
+    whole = donor.checkpoint.config
+    if text_config(whole) is not whole:
+        raise HybridizeError(
+            f"'{donor.name}' is a multimodal model ({whole.get('model_type')}): the language model "
+            "inside of it cannot be merged",
+            fix="build the language model alone (a recipe with all of its layers), and merge that",
+            place=place,
+        )
 
 
 def _references(config: Mapping[str, Any]) -> Iterator[tuple[Any, Any, Place]]:

@@ -1,7 +1,8 @@
 """Text that a recipe names: found while planning, read document by document afterwards. No torch.
 
-By the names of files: `.jsonl`, `.ndjson` and `.json` hold a JSON object in each line, `.parquet`
-rows; any other file is plain text, one document. All but parquet may be gzipped (`.jsonl.gz`).
+By the names of files: `.jsonl`, `.ndjson` and `.json` hold a JSON object in each line, `.parquet`,
+`.arrow` and `.feather` rows; any other file is plain text, one document. Text and JSON lines may be
+gzipped (`.jsonl.gz`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from hybridize.recipe_fields import GLOB
 from hybridize.recipe_sections import TextSpec
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
+ARROW, ARROW_MAGIC = (".arrow", ".feather"), b"ARROW1"
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 LONGEST_LINE = 1 << 28  # bytes of a line of JSON; a file without line ends is no JSON lines
 MOST_NAMES = 20  # of fields that an error lists
@@ -124,6 +126,8 @@ def _documents(source: TextSource, offline: bool, longest: int | None) -> Iterat
     for file in source.files:
         if file.path.suffix.lower() == ".parquet":
             yield from _read_parquet(file, source.spec.field)
+        elif file.path.suffix.lower() in ARROW:
+            yield from _read_arrow(file, source.spec.field)
         elif kind_of(file.path) in JSON_LINES:
             yield from _read_lines(file, source.spec.field)
         else:
@@ -268,24 +272,52 @@ def known_fields(field: str, fields: Any) -> str:
 
 
 def _read_parquet(file: TextFile, field: str) -> Iterator[str]:
+    from pyarrow import parquet
+
+    with _readable(file, "parquet"), parquet.ParquetFile(file.path) as table:
+        _check_column(file, field, table.schema_arrow)
+        for batch in table.iter_batches(batch_size=256, columns=[field]):
+            yield from (document for document in batch.column(0).to_pylist() if document)
+
+
+def _read_arrow(file: TextFile, field: str) -> Iterator[str]:
+    """A stream, as `datasets` keeps its tables on disk, or a file with an index, as Feather is."""
     import pyarrow
-    from pyarrow import parquet, types
+    from pyarrow import ipc
+
+    with _readable(file, "Arrow"), pyarrow.memory_map(str(file.path)) as source:
+        indexed = source.read(len(ARROW_MAGIC)) == ARROW_MAGIC
+        source.seek(0)
+        table = ipc.open_file(source) if indexed else ipc.open_stream(source)
+        _check_column(file, field, table.schema)
+        numbers = range(table.num_record_batches) if indexed else ()
+        for batch in map(table.get_batch, numbers) if indexed else table:
+            yield from (document for document in batch.column(field).to_pylist() if document)
+
+
+@contextmanager
+def _readable(file: TextFile, kind: str) -> Iterator[None]:
+    import pyarrow
 
     try:
-        with parquet.ParquetFile(file.path) as table:
-            columns = {column.name: column.type for column in table.schema_arrow}
-            if field not in columns:
-                raise file.error(f"has no column '{field}'", fix=known_fields(field, columns))
-            kind = columns[field]
-            if not (types.is_string(kind) or types.is_large_string(kind)):
-                texts = [name for name, other in columns.items() if types.is_string(other)]
-                found = f"the column '{field}' is no string, but {kind}"
-                raise file.error(found, fix=known_fields(field, texts))
-            for batch in table.iter_batches(batch_size=256, columns=[field]):
-                yield from (document for document in batch.column(0).to_pylist() if document)
+        yield
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise file.error(f"is no parquet file that can be read: {reason}") from None
+        raise file.error(f"is no {kind} file that can be read: {reason}") from None
+
+
+def _check_column(file: TextFile, field: str, schema: Any) -> None:
+    """See that a table has a column of text of that name."""
+    from pyarrow import types
+
+    columns = {column.name: column.type for column in schema}
+    if field not in columns:
+        raise file.error(f"has no column '{field}'", fix=known_fields(field, columns))
+    kind = columns[field]
+    if not (types.is_string(kind) or types.is_large_string(kind)):
+        texts = [name for name, other in columns.items() if types.is_string(other)]
+        found = f"the column '{field}' is no string, but {kind}"
+        raise file.error(found, fix=known_fields(field, texts))
 
 
 def _cut(text: str, longest: int | None) -> str:

@@ -56,6 +56,14 @@ def write_lines(path: Path, *rows: Any) -> Path:
     return path
 
 
+def write_feather(path: Path, **columns: list[Any]) -> None:
+    import pyarrow
+
+    table = pyarrow.table(columns)
+    with pyarrow.ipc.new_file(str(path), table.schema) as out:
+        out.write_table(table)
+
+
 def write_parquet(path: Path, **columns: list[Any]) -> Path:
     import pyarrow
     from pyarrow import parquet
@@ -87,6 +95,18 @@ def test_gzip_is_unpacked(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"plain"))
     assert read(tmp_path, "{files: [a.jsonl.gz, b.txt.gz]}") == ["one", "two\u2028lines", "plain"]
+
+
+@pytest.mark.parametrize("layout", ["stream", "file"])
+def test_a_row_of_arrow_is_a_document(tmp_path: Path, layout: str) -> None:
+    """As `datasets` keeps them on disk (a stream), and as Feather does (a file)."""
+    import pyarrow
+
+    table = pyarrow.table({"text": ["one", None, "", "two", "three"], "id": [*range(5)]})
+    made = getattr(pyarrow.ipc, f"new_{layout}")
+    with made(str(tmp_path / "a.arrow"), table.schema) as out:
+        out.write_table(table, max_chunksize=2)
+    assert read(tmp_path, "a.arrow") == ["one", "two", "three"]
 
 
 def test_a_row_of_parquet_is_a_document(tmp_path: Path) -> None:
@@ -217,6 +237,16 @@ def test_a_huge_file_is_read_only_as_far_as_needed(tmp_path: Path) -> None:
             "but int64\n  fix: field: NAME; known: texts",
         ),
         (
+            "no.arrow",
+            "x.yaml:5:7: calibration.data[0]: no.arrow: is no Arrow file that can be read: "
+            "Expected to read 1954047348 metadata bytes, but only read 10",
+        ),
+        (
+            "rows.arrow",
+            "x.yaml:5:7: calibration.data[0]: rows.arrow: has no column 'text'\n"
+            "  fix: field: NAME; did you mean 'texts'? (known: texts)",
+        ),
+        (
             "no.parquet",
             "x.yaml:5:7: calibration.data[0]: no.parquet: is no parquet file that can be read: "
             "Parquet magic bytes not found in footer. Either the file is corrupted or this is not "
@@ -252,6 +282,8 @@ def test_mistakes_name_recipe_and_file(tmp_path: Path, entry: str, found: str) -
     write_lines(tmp_path / "rows.jsonl", {"texts": "a", "id": 3})
     write_parquet(tmp_path / "rows.parquet", texts=["a"], id=[3])
     (tmp_path / "no.parquet").write_text("text, not parquet")
+    (tmp_path / "no.arrow").write_text("text, no arrow")
+    write_feather(tmp_path / "rows.arrow", texts=["a"])
     (tmp_path / "torn.txt.gz").write_bytes(gzip.compress(os.urandom(100))[:60])
     assert complaint(tmp_path, entry) == found
 
@@ -270,7 +302,9 @@ def test_a_file_that_may_not_be_read_is_named(
         list(read_text(source, offline=True))
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.txt.gz", "a.jsonl.gz"])
+@pytest.mark.parametrize(
+    "name", ["a.txt", "a.jsonl", "a.parquet", "a.arrow", "a.txt.gz", "a.jsonl.gz"]
+)
 def test_any_bytes_end_in_documents_or_in_a_clear_error(
     tmp_path_factory: pytest.TempPathFactory, name: str
 ) -> None:
@@ -285,6 +319,7 @@ def test_any_bytes_end_in_documents_or_in_a_clear_error(
     @example(b'{"\\ud800": 3}', None)
     @example(gzip.compress(b"\xff"), None)
     @example(b"PAR1\x00\x00\x00\x00PAR1", None)
+    @example(b"ARROW1\x00\x00\xff\xff\xff\xff\xff\xff\xff\x7fARROW1", None)
     def check(data: bytes, longest: int | None) -> None:
         (folder / name).write_bytes(data)
         with suppress(HybridizeError):

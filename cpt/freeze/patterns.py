@@ -11,6 +11,7 @@ import re
 from functools import cache
 from typing import Any
 
+from hybridize.cpt.freeze._regex import as_glob, looks_like_regex
 from hybridize.cpt.stack import Stack
 from hybridize.errors import Finding, HybridizeError, did_you_mean
 
@@ -67,6 +68,11 @@ def _no_match(stack: Stack, pattern: str, known: list[str]) -> Finding:
             f"'{pattern}' matches only what cannot learn",
             f"{constant[0]} is a constant of the model, or not in floating point",
         )
+    if looks_like_regex(pattern):
+        glob = as_glob(pattern, known, matches)
+        fix = f"write '{glob}'" if glob else "* stays within one part of a name, ** does not"
+        found = f"'{pattern}' matches no tensor: patterns are globs, no regular expressions"
+        return Finding(found, fix)
     close = difflib.get_close_matches(pattern, known, n=4, cutoff=0.4) or known[:4]
     # A few of thousands.
     return Finding(f"'{pattern}' matches no tensor", f"{did_you_mean(pattern, close)[:-1]}, ...)")

@@ -105,6 +105,20 @@ def _save(folder: Path, model: Any) -> None:
     model.save_pretrained(folder)
 
 
+def _wrapper() -> Any:
+    """A language model with a vision tower beside it."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 64}
+    vision = {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    return Gemma3ForConditionalGeneration(
+        Gemma3Config(
+            text_config={**small, **heads}, vision_config={**small, **vision}, mm_tokens_per_image=4
+        )
+    )
+
+
 def _fine_tune(base: Path, folder: Path, seed: int) -> None:
     shutil.copytree(base, folder)
     generator = torch.Generator().manual_seed(seed)
@@ -127,6 +141,7 @@ def donors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _save(folder / "deep", LlamaForCausalLM(LlamaConfig(**SIZES | {"num_hidden_layers": 5})))
     _save(folder / "words", LlamaForCausalLM(LlamaConfig(**SIZES | {"vocab_size": 80})))
     _save(folder / "mlp", LlamaForCausalLM(LlamaConfig(**SIZES | {"intermediate_size": 56})))
+    _save(folder / "whole", _wrapper())
     _save(folder / "qwen", Qwen3ForCausalLM(Qwen3Config(**SIZES)))
     for name, text in MERGES.items():
         (folder / f"{name}.yaml").write_text(text)
@@ -367,6 +382,18 @@ REFUSED = {
     ),
     "slices: [{sources: [{model: base, layer_range: [0, 2]}, {model: math, layer_range: [0, 3]}]}]"
     "\nmerge_method: linear": "the sources of a slice need one number of layers each, here 2, 3",
+    "models: [{model: base}, {model: code}]\nmerge_method: linear\ndtype: bfloat": (
+        "wrong.yaml:3:8: dtype: unknown dtype 'bfloat'\n"
+        "  fix: did you mean 'bfloat16'? (known: bfloat16, float16, float32, float64)"
+    ),
+    "models: [{model: base}, {model: code}]\nmerge_method: linear\nout_dtype: torch.half": (
+        "wrong.yaml:3:12: out_dtype: unknown out_dtype 'torch.half'"
+    ),
+    "models: [{model: base}, {model: whole}]\nmerge_method: linear": (
+        "wrong.yaml:1:33: models[1].model: 'whole' is a multimodal model (gemma3): the language "
+        "model inside of it cannot be merged\n"
+        "  fix: build the language model alone (a recipe with all of its layers), and merge that"
+    ),
     "models: [{model: base+lora}]\nmerge_method: linear": "an adapter on top of a model",
     "models: [{model: base}]\nmodels: [{model: math}]": "key 'models' stands twice",
 }

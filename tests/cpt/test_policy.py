@@ -293,6 +293,35 @@ def test_a_pattern_is_anchored(deep: Stack) -> None:
     assert "matches no tensor" in error_of(deep, {"patterns": "model.layers.1"})
 
 
+@pytest.mark.parametrize(
+    ("regex", "glob"),
+    [
+        ("model.layers.[0-9]+.self_attn", "model.layers.*.self_attn.**"),
+        (r"^model\.layers\.1[01]\.", "model.layers.1[01].**"),
+        ("model.layers.2[0-9]*.mlp.*", "model.layers.2*.mlp**"),
+        ("^lm_head.weight$", "lm_head.weight"),
+        (r"^model\.embed_tokens\.weight$", "model.embed_tokens.weight"),
+        (r"model\.layers\.\d+\.mlp\.up_proj\.weight$", "model.layers.*.mlp.up_proj.weight"),
+        (r".*\.(q|k)_proj\.weight", None),
+        (r"(a+)+$", None),
+        (r"self_attn\.q_proj", None),  # found anywhere, but not where axolotl looks
+    ],
+)
+def test_a_regular_expression_is_told_as_a_glob_where_that_is_sure(
+    deep: Stack, regex: str, glob: str | None
+) -> None:
+    said = error_of(deep, {"patterns": regex})
+    assert said.startswith(
+        f"train[0]: '{regex}' matches no tensor: patterns are globs, no regular expressions\n"
+    )
+    if glob is None:
+        assert said.endswith("\n  fix: * stays within one part of a name, ** does not")
+        return
+    assert said.endswith(f"\n  fix: write '{glob}'")
+    names = {tensor.name for tensor in deep.tensors}
+    assert set(trained(deep, {"patterns": glob})) == {n for n in names if re.match(regex, n)}
+
+
 NAME = st.lists(st.sampled_from(["model", "layers", "1", "11", "w", "é"]), min_size=1).map(".".join)
 
 
@@ -361,8 +390,8 @@ def test_all_mistakes_are_told_at_once(deep: Stack) -> None:
         {"a": 1, "b": 2}, {"slots": "3-1"}, {"slots": [4, 12]}, {"donor": "host"}, "model.*.weight",
         {"patterns": ["model.layers.0.mlp.up.weight", "lm_head.weight", "[3-0]"]}, {"patterns": 3},
     ]  # fmt: skip
-    neither = "is neither a share of the slots nor a number of them\n  fix: a share lies between 0 "
-    neither += "and 1, such as 0.25; a number is whole and at most 12, the depth of this model"
+    neither = "is neither a share of the slots nor a number of them"
+    fix = "a share lies between 0 and 1, such as 0.25; a number is whole and at most 12, the depth "
     known = ", ".join(KINDS)
     text = error_of(deep, *entries)
     assert text.startswith(
@@ -372,6 +401,7 @@ def test_all_mistakes_are_told_at_once(deep: Stack) -> None:
         f"train[1]: 0 {neither}\n"
         f"train[2]: 1.5 {neither}\n"
         f"train[3]: 13 {neither}\n"
+        f"  fix: {fix}of this model\n"
         "train[4]: unknown freeze policy 'shalow'\n"
         f"  fix: did you mean 'shallow'? (known: {known})\n"
         "train[5]: mid needs a value\n"
