@@ -47,14 +47,14 @@ def training_arguments(
         max_steps=stage.steps,
         per_device_train_batch_size=plan.at_once,
         gradient_accumulation_steps=plan.accumulation,
-        learning_rate=spec.learning_rate,
+        learning_rate=max(rate.value for rate in stage.rates.values()),
         lr_scheduler_type=schedule,
         lr_scheduler_kwargs=options,
         # A stage of one step is to learn in it.
         warmup_steps=min(round(spec.warmup * stage.steps), stage.steps - 1),
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.clip,
-        save_steps=spec.save_every,
+        save_steps=stage.steps,  # between them the trainer's own clock says when
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to=list(how.report_to) or "none",

@@ -14,14 +14,19 @@ from rich.text import Text
 
 from hybridize.assembler.fingerprints import content_hash
 from hybridize.assembler.staging import MANIFEST
+from hybridize.console import duration, size
 from hybridize.cpt.plan import CptPlan, plan_training
 from hybridize.cpt.policy_words import tensor_list
+from hybridize.cpt.rates import rate_lines
 from hybridize.cpt.stages import Stage
 from hybridize.cpt.target import find_target
 
 if TYPE_CHECKING:
     from hybridize.cpt.forecast import Forecast
     from hybridize.cpt.pretraining import Trained
+    from hybridize.cpt.timing import Timing
+
+QUICK = 2_000_000_000  # bytes of a model that a forecast reads without being asked to
 
 
 def run(
@@ -74,6 +79,7 @@ class Forecasts:
 
     plan: CptPlan
     stages: list[tuple[Stage, Forecast]]
+    timings: list[Timing]  # of the stages; empty where nothing was timed
 
     def table(self, *, listed: bool = False) -> RenderableType:
         """Args: listed: every tensor that learns, with its shape and bytes."""
@@ -83,21 +89,60 @@ class Forecasts:
             shown += [*([Text(title, style="bold")] if title else []), stage.policy.table()]
             if stage.prior:
                 shown.append(Text(stage.prior))
+            shown.append(Text("\n".join(rate_lines(stage.rates))))
             shown += [Text(), *([tensor_list(stage.policy), Text()] if listed else [])]
             shown += [costs.table(), Text()]
-        return Group(*shown[:-1])
+        return Group(*shown, Text("\n".join(self._time())))
+
+    def _time(self) -> list[str]:
+        """Seconds of the whole training, and memory with what Python takes."""
+        if not self.timings:
+            return ["time: not measured; --time measures it, and reads the model for it"]
+        time = self.seconds
+        words = ", ".join(f"{name} {duration(time[name])}" for name in list(time)[:-1])
+        most = max(costs.memory.total for _, costs in self.stages)
+        imports = max(timing.imports for timing in self.timings)
+        return [
+            f"time: about {duration(time['total'])} on one process: {words}; measured now on a few "
+            "tokens, reading the text left out",
+            *(
+                [
+                    f"memory of the process: about {size(most + imports)}, of which Python and its "
+                    f"libraries take {size(imports)}"
+                ]
+                if imports
+                else []
+            ),
+        ]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Of the whole training, by what takes them."""
+        pairs = [
+            (stage, timing) for (stage, _), timing in zip(self.stages, self.timings, strict=True)
+        ]
+        found = {
+            "training": sum(timing.training(self.plan, stage) for stage, timing in pairs),
+            "evaluation": sum(timing.evaluation(self.plan, stage) for stage, timing in pairs),
+            "opening and checking": sum(timing.ready for _, timing in pairs),
+        }
+        return {**found, "total": sum(found.values())}
 
     def as_dict(self) -> dict[str, Any]:
         stages = [
             {
                 "steps": stage.steps,
                 "prior": stage.prior,
+                "rates": {role: vars(rate) for role, rate in stage.rates.items()},
                 "policy": stage.policy.as_dict(),
                 "costs": costs.as_dict(),
             }
             for stage, costs in self.stages
         ]
-        return {"stages": stages}
+        if not self.timings:
+            return {"stages": stages, "seconds": None}
+        imports = max(timing.imports for timing in self.timings)
+        return {"stages": stages, "seconds": self.seconds, "imports_bytes": imports}
 
 
 def forecast(
@@ -109,17 +154,27 @@ def forecast(
     tokens: int | None = None,
     processes: int = 1,
     engine: str | None = None,
+    device: str = "auto",
+    timed: bool | None = None,
 ) -> Forecasts:
-    """What would learn and what it costs; reads headers only, no torch."""
+    """What would learn and what it costs.
+
+    Args:
+        timed: measure seconds with the model itself. Default: if it is small; of a large one
+            headers alone are read, without torch.
+    """
     from hybridize.cpt.forecast import forecast as costs_of
     from hybridize.cpt.memory import head_positions
 
     target = find_target(named, built=built, text=text, old=old, tokens=tokens)
     plan = plan_training(target.recipe, target.folder, processes=processes)
     spec = plan.spec
+    if timed is None:
+        timed = sum(tensor.nbytes for tensor in plan.stack.tensors) <= QUICK
     return Forecasts(
         plan,
-        [
+        timings=_timings(plan, device) if timed else [],
+        stages=[
             (
                 stage,
                 costs_of(
@@ -141,10 +196,21 @@ def forecast(
     )
 
 
+def _timings(plan: CptPlan, device: str) -> list[Timing]:
+    from hybridize.assembler.machine import pick_device
+    from hybridize.cpt.timing import time_stage
+
+    return [time_stage(plan, stage, pick_device(device)) for stage in plan.stages]
+
+
 def trained_table(trained: Trained) -> RenderableType:
     """Losses before, after each stage and at the end, and what was checked."""
     record = trained.record
     stages = record["stages"]
+    if not record["losses"]:
+        return Text(
+            "\n".join(["no losses on held-out text: evaluate_tokens is 0", *_lines(trained)])
+        )
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("held-out loss, nats per token")
     between = [f"after stage {i}" for i in range(len(stages) - 1)]

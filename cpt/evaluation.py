@@ -13,8 +13,6 @@ from hybridize.cpt.data.blocks import IGNORED, Blocks
 from hybridize.cpt.data.rows import rows_of, trimmed
 from hybridize.cpt.data.text import OLD, Source
 
-BETWEEN = 8_192  # tokens of a source that are looked at while a training runs
-
 Losses = dict[str, float]  # by source
 
 
@@ -25,15 +23,17 @@ def losses(
     *,
     packed: bool,
     at_once: int,
-    most: int | None = None,
+    most: int,
 ) -> Losses:
     """Mean loss over the held-out targets of each source, in nats per token.
 
     Args:
         model: that `forward.Forward` runs, as its engine has wrapped it.
         at_once: rows that a process runs at a time.
-        most: tokens of a source; the first rows are taken.
+        most: tokens of a source; the first rows are taken. 0: nothing is measured.
     """
+    if most == 0:
+        return {}
     was_training = model.training
     model.train(False)
     found = {
@@ -49,15 +49,11 @@ def losses(
     return found
 
 
-def _loss(
-    model: nn.Module, blocks: Blocks, *, packed: bool, at_once: int, most: int | None
-) -> float:
+def _loss(model: nn.Module, blocks: Blocks, *, packed: bool, at_once: int, most: int) -> float:
     """All processes run as many batches: where there are too few, one comes again and is not
     counted, since a sharded model runs on all of them or on none.
     """
-    rows = len(blocks)
-    if most is not None:
-        rows = min(rows, max(1, most // blocks.tokens.shape[1]))
+    rows = min(len(blocks), max(1, most // blocks.tokens.shape[1]))
     starts = list(range(0, rows, at_once))
     device = next(model.parameters()).device
     tally = torch.zeros(2, dtype=torch.float64)
@@ -80,4 +76,5 @@ def label(source: Source) -> str:
 
 def old_losses(found: Mapping[str, float], sources: Sequence[Source]) -> Losses:
     """Those of the text that is to be kept."""
-    return {label(source): found[label(source)] for source in sources if source.kind == OLD}
+    old = [label(source) for source in sources if source.kind == OLD]
+    return {name: loss for name, loss in found.items() if name in old}

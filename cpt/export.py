@@ -135,14 +135,7 @@ def _section(record: Mapping[str, Any]) -> str:
             for text in record["text"]
         ),
         "",
-        "Loss on held-out text, in nats per token:",
-        "",
-        "| text | before | after |",
-        "|---|---|---|",
-        *(
-            f"| {name} | {pair['before']:.4f} | {pair['after']:.4f} |"
-            for name, pair in record["losses"].items()
-        ),
+        *_losses(record["losses"]),
         "",
         "Recipe of the training:",
         "",
@@ -151,6 +144,16 @@ def _section(record: Mapping[str, Any]) -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _losses(losses: Mapping[str, Any]) -> list[str]:
+    if not losses:
+        return ["No loss was measured."]
+    rows = (
+        f"| {name} | {pair['before']:.4f} | {pair['after']:.4f} |" for name, pair in losses.items()
+    )
+    heading = ["Loss on held-out text, in nats per token:", ""]
+    return [*heading, "| text | before | after |", "|---|---|---|", *rows]
 
 
 def _entries(stage: Mapping[str, Any]) -> str:

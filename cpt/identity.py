@@ -32,7 +32,8 @@ def identity_of(stack: Stack, stages: Sequence[Stage], spec: CptSpec) -> Identit
     files = sorted({tensor.file for tensor in open_checkpoint(stack.folder).tensors.values()})
     # Which checkpoints there are decides the result where their mean is taken.
     watching = WATCHING - ({"save_every"} if spec.average > 1 else set())
-    settings = spec.model_dump(mode="json", exclude=watching)
+    # The rates that count are those of the stages.
+    settings = spec.model_dump(mode="json", exclude=watching | {"learning_rate", "rates"})
     return {
         "base": {
             "files": {file.name: file_hash(file) for file in files},
@@ -45,7 +46,7 @@ def identity_of(stack: Stack, stages: Sequence[Stage], spec: CptSpec) -> Identit
 
 def key_of(identity: Identity) -> str:
     """BLAKE3 of it, plans by the hash of what they train."""
-    stages = [[stage["blake3"], stage["steps"]] for stage in identity["stages"]]
+    stages = [[stage["blake3"], stage["steps"], stage["rates"]] for stage in identity["stages"]]
     text = json.dumps({**identity, "stages": stages}, sort_keys=True)
     return blake3(text.encode()).hexdigest()
 
@@ -90,6 +91,10 @@ def _plans(noted: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]])
             yield f"another freeze plan in stage {i}:\n{_indented(difference(one, other))}"
         if one["steps"] != other["steps"]:
             yield f"stage {i} has {one['steps']} steps, in this run {other['steps']}"
+        for role in sorted({*one["rates"]} & {*other["rates"]}):
+            was, is_now = (stage["rates"][role]["value"] for stage in (one, other))
+            if was != is_now:
+                yield f"learning rate of {role} in stage {i} was {was:g}, in this run {is_now:g}"
 
 
 def _settings(noted: Mapping[str, Any], now: Mapping[str, Any]) -> Any:

@@ -47,7 +47,7 @@ class Memory:
     gradients: float
     moments: float
     activations: float  # a rough estimate
-    logits: float  # an estimate: of one chunk, with their gradients, in fp32
+    logits: float  # an estimate: of one chunk, with all that its loss and gradients need
 
     @property
     def state(self) -> float:
@@ -67,7 +67,7 @@ def memory_of(
     frozen = sum(tensor.nbytes for tensor in stack.tensors if tensor.name not in learns)
     masters = trained * BITS[settings.trained_dtype] / 8
     share = 1 / settings.processes if settings.sharded else 1.0
-    logits = 2 * 4 * stack.vocabulary * min(settings.head_tokens, settings.at_once)
+    logits = _read_out(stack) * stack.vocabulary * min(settings.head_tokens, settings.at_once)
     return Memory(
         parameters=share * (frozen + masters),
         gradients=share * masters,
@@ -95,6 +95,14 @@ def _activations(
     if settings.checkpointing and slots:
         kept = [*(float(part.width) for part in slots), max(kept)]
     return sum(kept) * settings.at_once * _itemsize(stack.tensors)
+
+
+def _read_out(stack: Stack) -> float:
+    """Bytes of a logit: itself, its log-softmax and its gradient in fp32; and in 16 bits what the
+    matrix gives and gets.
+    """
+    size = _itemsize(stack.tensors)
+    return 3 * 4 + (2 * size if size < 4 else 0)
 
 
 def _kept(part: Part, learns: Collection[str]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from hybridize.errors import HybridizeError
 from hybridize.recipe import RecipeFile
 from hybridize.recipe_sections import CptSpec
 
-LEAST_BETWEEN = 100  # steps between evaluations, where the recipe names none
+EVALUATED = 1_024, 65_536  # tokens of a source, at least and at most, where the recipe names none
+BETWEEN = 512  # tokens of a source that are looked at in between, at least
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,25 @@ class CptPlan:
         return self.spec.batch // (self.at_once * self.processes)
 
     @property
+    def evaluate_tokens(self) -> int:
+        """Of held-out text of a source, before the training and after each stage; 0: none."""
+        if self.spec.evaluate_tokens is not None:
+            return self.spec.evaluate_tokens
+        least, most = EVALUATED
+        return min(most, max(least, self.spec.tokens // 20))
+
+    @property
+    def between_tokens(self) -> int:
+        """Of held-out text of a source, while the training runs."""
+        return min(self.evaluate_tokens, max(BETWEEN, self.evaluate_tokens // 8))
+
+    @property
     def evaluate_every(self) -> int:
-        """Steps between evaluations."""
-        return self.spec.evaluate_every or max(LEAST_BETWEEN, self.steps // 10)
+        """Steps between evaluations: with four times the tokens that one reads of a source, and
+        at least one half-way."""
+        cheap = math.ceil(4 * self.between_tokens / (self.spec.batch * self.spec.length))
+        often = max(cheap, math.ceil(self.steps / 10))
+        return self.spec.evaluate_every or max(1, min(often, math.ceil(self.steps / 2)))
 
     def check_engine(self, engine: str) -> None:
         """See that the engine can do what the recipe asks for.

@@ -24,13 +24,15 @@ from hybridize.cpt.data.prefix import Prefix
 from hybridize.cpt.data.rows import Order, Rows, batch_of
 from hybridize.cpt.data.text import Source
 from hybridize.cpt.dropout import Dropout
-from hybridize.cpt.evaluation import BETWEEN, Losses, label, losses, old_losses
+from hybridize.cpt.evaluation import Losses, label, losses, old_losses
 from hybridize.cpt.forward import Forward, checkpoint_slots, compile_slots, narrow_norms
 from hybridize.cpt.guards import FirstStep, Guards
 from hybridize.cpt.identity import Identity
 from hybridize.cpt.metrics import FILE as METRICS
 from hybridize.cpt.metrics import Metrics, Told
 from hybridize.cpt.plan import CptPlan
+from hybridize.cpt.rates import rate_lines
+from hybridize.cpt.saving import SaveClock
 from hybridize.cpt.stages import Stage
 from hybridize.cpt.trainer import CptTrainer, Wanted
 from hybridize.cpt.tuning import (
@@ -212,12 +214,13 @@ class _Stage:
             stage=self.index,
             sources=[label(source) for source in run.sources],
             roles=self.tuned.names.roles(self.stage.policy),
-            rates={str(role): rate for role, rate in spec.rates.items()},
+            rates={str(role): rate.value for role, rate in self.stage.rates.items()},
             guards=self.guards,
             begin=self._begin,
             evaluate=self._evaluate,
             evaluate_every=run.plan.evaluate_every,
             engine=run.how.engine,
+            save=SaveClock(spec.save_every),
             keep=max(2, spec.average),
         )
         return CptTrainer(
@@ -266,28 +269,35 @@ class _Stage:
         run = self.shared
         if engine.is_main() and (self.index == 0 or run.how.resume):
             say(f"engine: {in_use}")
+        if engine.is_main():
+            for line in rate_lines(self.stage.rates):
+                say(line)
         file = run.work / START
         if not engine.agreed(file.is_file()):
-            whole, between = self._losses(model), self._losses(model, most=BETWEEN)
+            whole = self._losses(model)
+            between = self._losses(model, most=run.plan.between_tokens)
             if engine.is_main():
                 publish(file, json.dumps({"whole": whole, "between": between}, indent=1))
             engine.barrier()
         self.guards.recall(engine.by_main(lambda: self.metrics.losses(step)))
         if step and step % run.plan.evaluate_every == 0 and step < self.stage.steps:
             # A training that was stopped here for what it forgot is so again.
-            found = self._losses(model, most=BETWEEN)
+            found = self._losses(model, most=run.plan.between_tokens)
             self._check_old(found, run.before().between, step)
 
     def _losses(self, model: nn.Module, most: int | None = None) -> Losses:
         run = self.shared
+        most = run.plan.evaluate_tokens if most is None else most
         at_once = run.plan.at_once
         return losses(model, run.sources, packed=run.packed, at_once=at_once, most=most)
 
     def _evaluate(self, model: nn.Module, step: int) -> None:
-        self._look(self._losses(model, most=BETWEEN), self.shared.before().between, step)
+        found = self._losses(model, most=self.shared.plan.between_tokens)
+        self._look(found, self.shared.before().between, step)
 
     def _look(self, found: Losses, before: Losses, step: int) -> None:
-        self.trainer.log({f"held_out/{name}": loss for name, loss in found.items()})
+        if found:
+            self.trainer.log({f"held_out/{name}": loss for name, loss in found.items()})
         self._check_old(found, before, step)
 
     def _check_old(self, found: Losses, before: Losses, step: int) -> None:
@@ -327,10 +337,11 @@ class _Stage:
         spec, last = self.shared.plan.spec, self.stage.steps
         if spec.average == 1:
             return [], None
+        every = SaveClock(spec.save_every)
         earlier = [
             checkpoint
             for checkpoint in checkpoints.checkpoints(self.folder)
-            if (step := checkpoints.step_of(checkpoint)) < last and step % spec.save_every == 0
+            if (step := checkpoints.step_of(checkpoint)) < last and every.is_due(step)
         ]
         chosen = earlier[: spec.average - 1]
         round_as_stored(self.tuned)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hybridize.assembler.donors import positions_of
 from hybridize.cpt.policy import Entry, Policy, Prior, auto, resolve
-from hybridize.cpt.stack import Stack
+from hybridize.cpt.rates import Rate, rates_of
+from hybridize.cpt.stack import Role, Stack
 from hybridize.errors import Finding, HybridizeError
 from hybridize.recipe import RecipeFile
 from hybridize.recipe_sections import AUTO, CptSpec
@@ -24,11 +25,13 @@ class Stage:
     """One part of a training.
 
     Attributes:
+        rates: highest learning rate of each role that learns, and why.
         prior: the reason of what `auto` has named: a rule of thumb, nothing measured here.
     """
 
     policy: Policy
     steps: int
+    rates: Mapping[Role, Rate]
     prior: str | None = None
 
     @property
@@ -42,7 +45,8 @@ class Stage:
         return frozenset(tensor.slot for tensor in trained if tensor.slot is not None)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "prior": self.prior, **self.policy.as_dict()}
+        rates = {role: vars(rate) for role, rate in self.rates.items()}
+        return {"steps": self.steps, "rates": rates, "prior": self.prior, **self.policy.as_dict()}
 
 
 def plan_stages(recipe: RecipeFile, stack: Stack) -> list[Stage]:
@@ -66,6 +70,7 @@ def plan_stages(recipe: RecipeFile, stack: Stack) -> list[Stage]:
     _check_rates(recipe, spec, stages)
     _check_average(recipe, spec, stages)
     _check_dropout(recipe, spec, stages)
+    _check_guards(recipe, spec)
     return stages
 
 
@@ -87,7 +92,8 @@ def _stage(
         entries += named
         origins += [i] * len(named)
     policy = resolve(stack, entries, place=place if origins else None)
-    return Stage(policy, steps, "; ".join(reasons) or None)
+    spec = recipe.recipe.cpt or CptSpec()
+    return Stage(policy, steps, rates_of(policy, spec), "; ".join(reasons) or None)
 
 
 def _prior(recipe: RecipeFile, stack: Stack, entry: Entry, place: str) -> Prior:
@@ -137,6 +143,14 @@ def _check_rates(recipe: RecipeFile, spec: CptSpec, stages: Sequence[Stage]) -> 
 def _check_average(recipe: RecipeFile, spec: CptSpec, stages: Sequence[Stage]) -> None:
     """The end of a stage is one of its checkpoints, whether `save_every` comes out there or not."""
     for i, stage in enumerate(stages):
+        if isinstance(spec.save_every, str):
+            if spec.average == 1:
+                return
+            raise HybridizeError(
+                f"{spec.average} checkpoints are to be averaged, and save_every is a time",
+                fix=f"write save_every: {max(1, stage.steps // spec.average)}, in steps",
+                place=recipe.place("cpt", "average"),
+            )
         there = math.ceil(stage.steps / spec.save_every)
         if there < spec.average:
             raise HybridizeError(
@@ -153,6 +167,15 @@ def _check_dropout(recipe: RecipeFile, spec: CptSpec, stages: Sequence[Stage]) -
             "dropout is for slots that learn, and none does",
             fix="remove dropout, or let slots learn: {shallow: 0.25}, say",
             place=recipe.place("cpt", "dropout"),
+        )
+
+
+def _check_guards(recipe: RecipeFile, spec: CptSpec) -> None:
+    if spec.evaluate_tokens == 0 and spec.guards.then == "stop":
+        raise HybridizeError(
+            "a rise of the loss on old text is to stop the training, and nothing is measured",
+            fix="remove evaluate_tokens: 0, or write then: warn",
+            place=recipe.place("cpt", "evaluate_tokens"),
         )
 
 

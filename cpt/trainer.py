@@ -25,6 +25,7 @@ from hybridize.cpt.data.blocks import IGNORED
 from hybridize.cpt.data.rows import Rows, collate
 from hybridize.cpt.guards import Guards
 from hybridize.cpt.identity import Identity
+from hybridize.cpt.saving import SaveClock
 from hybridize.cpt.tuning import put, trained_state
 from hybridize.errors import HybridizeError
 
@@ -42,7 +43,8 @@ class Wanted:
         begin: called with the model, its engine and the steps done, before the next one.
         evaluate: called with the model and the steps done, each `evaluate_every` steps; raises
             where the training is to stop.
-        keep: checkpoints that stay.
+        save: says after which steps a checkpoint is written, besides the last; `keep`: how many
+            stay.
     """
 
     identity: Identity
@@ -55,6 +57,7 @@ class Wanted:
     evaluate: Callable[[nn.Module, int], None]
     evaluate_every: int
     engine: str
+    save: SaveClock
     keep: int
 
 
@@ -84,6 +87,7 @@ class CptTrainer(Trainer):
         self._tally = torch.zeros(len(wanted.sources), 2, dtype=torch.float64)  # nats, tokens
         self._losses: dict[str, float] = {}
         self._told = -1  # the step that was evaluated last
+        self._save_is_due = False
 
     # ---- Setting out ---------------------------------------------------------------------------
 
@@ -141,7 +145,7 @@ class CptTrainer(Trainer):
                 [
                     {
                         "params": parameters,
-                        "lr": self.wanted.rates.get(role, self.args.learning_rate),
+                        "lr": self.wanted.rates[role],
                         "weight_decay": self.args.weight_decay if decays else 0.0,
                     }
                     for (role, decays), parameters in groups.items()
@@ -199,14 +203,18 @@ class CptTrainer(Trainer):
 
     def _step_losses(self) -> dict[str, float]:
         """Loss of this step, over all processes: of all, and of each source that was in it."""
-        tally = engine.summed(self._tally.to(self.args.device)).cpu()
+        is_due = engine.is_main() and self.wanted.save.is_due(int(self.state.global_step) + 1)
+        # In one message: clocks of several processes would not agree.
+        sent = torch.cat([self._tally, torch.tensor([[float(is_due), 0.0]], dtype=torch.float64)])
+        *tally, due = engine.summed(sent.to(self.args.device)).cpu()
+        self._save_is_due = bool(due[0])
         self._tally = torch.zeros_like(self._tally)
         means = {
             f"loss/{name}": float(nats / tokens)
             for name, (nats, tokens) in zip(self.wanted.sources, tally, strict=True)
             if tokens
         }
-        nats, tokens = tally.sum(0)
+        nats, tokens = torch.stack(tally).sum(0)
         return {"loss": float(nats / tokens), "tokens": float(tokens), **means}
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
@@ -229,6 +237,8 @@ class CptTrainer(Trainer):
             except Exception:
                 self._save_before_the_step(args[2])
                 raise
+        self.control.should_save |= self._save_is_due
+        self._save_is_due = False  # the end of an epoch comes by here, too
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     # ---- Checkpoints ---------------------------------------------------------------------------
@@ -265,6 +275,7 @@ class CptTrainer(Trainer):
         engine.by_main(
             lambda: checkpoints.publish(self.folder, name, write, note, keep=self.wanted.keep)
         )
+        self.wanted.save.saved()
 
     def _moments(self, staged: Path) -> dict[str, Tensor]:
         """The optimizer's state; DeepSpeed writes its own."""

@@ -296,6 +296,12 @@ def recommend(recipe: Path, *, as_json: bool, offline: bool, **options: Any) -> 
 @click.option("--tokens", type=click.IntRange(1), help="Of the whole training.")
 @click.option("--forecast", is_flag=True, help="Show what would learn and what it costs, and stop.")
 @click.option("--list", "listed", is_flag=True, help="With --forecast: every tensor that learns.")
+@click.option(
+    "--time/--no-time",
+    "timed",
+    default=None,
+    help="With --forecast: run a few tokens to tell seconds.  [default: if the model is small]",
+)
 @click.option("--resume", is_flag=True, help="Go on with a training that was broken off.")
 @click.option("--force", is_flag=True, help="Begin a training anew that was broken off.")
 @click.option("--processes", type=click.IntRange(1, 1024), default=1, help="On this machine.")
@@ -318,6 +324,7 @@ def cpt(
     *,
     forecast: bool,
     listed: bool,
+    timed: bool | None,
     processes: int,
     accelerate: Path | None,
     as_json: bool,
@@ -334,8 +341,9 @@ def cpt(
     from hybridize.cpt import command
 
     if forecast:
-        asked = {key: options[key] for key in ("built", "text", "old", "tokens", "engine")}
-        found = command.forecast(recipe, processes=processes, **asked)
+        keys = ("built", "text", "old", "tokens", "engine", "device")
+        asked = {key: options[key] for key in keys}
+        found = command.forecast(recipe, processes=processes, timed=timed, **asked)
         show_json(found.as_dict()) if as_json else show(found.table(listed=listed))
         return
     if processes > 1 or accelerate is not None:
@@ -355,7 +363,7 @@ def _again(given: dict[str, Any]) -> list[str]:
     names = {"as_json": "json"}
     found = ["cpt", str(given["recipe"])]
     for key, value in given.items():
-        if key in ("recipe", "processes", "accelerate", "forecast", "listed"):
+        if key in ("recipe", "processes", "accelerate", "forecast", "listed", "timed"):
             continue
         flag = f"--{names.get(key, key).replace('_', '-')}"
         if value is True:

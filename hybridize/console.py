@@ -53,6 +53,17 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def duration(seconds: float) -> str:
+    """A time for the eye: 0.4 s, 12 s, 4 min 10 s, 3 h 20 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60
+    if hours:
+        return f"{hours} h {minutes % 60} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+
+
 @contextmanager
 def byte_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """Progress in bytes, with an ETA: a bar on a terminal, a line every few seconds elsewhere."""

@@ -67,6 +67,25 @@ def parse_size(text: str, option: str) -> int:
         raise HybridizeError(f"{option}: {found}", fix=fix) from None
 
 
+SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def _parse_every(value: Any) -> Any:
+    """A number of steps, or a time: 10m."""
+    is_steps = type(value) is int and value >= 1
+    is_time = isinstance(value, str) and re.fullmatch(r"[1-9]\d{0,5}\s*[smh]", value.strip())
+    if not is_steps and not is_time:
+        raise _mistake(
+            f"'{value}' is no interval", "write a number of steps, or a time: 30s, 10m, 1h"
+        )
+    return value
+
+
+def seconds_of(time: str) -> int:
+    """Seconds of a time such as 10m, which `Every` has checked."""
+    return int(time.strip()[:-1]) * SECONDS[time.strip()[-1]]
+
+
 Layers = Annotated[
     list[int],
     BeforeValidator(_parse_layers),
@@ -94,6 +113,19 @@ Bytes = Annotated[
     int,
     BeforeValidator(parse_bytes),
     WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?\s*[KMG]i?B$"}),
+]
+
+Every = Annotated[
+    int | str,
+    BeforeValidator(_parse_every),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1},
+                {"type": "string", "pattern": r"^[1-9]\d*\s*[smh]$"},
+            ]
+        }
+    ),
 ]
 
 

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from hybridize.plugins import plugin_names
-from hybridize.recipe_fields import MOST_SLOTS, Bytes, Files, Layers, Where, text_entry
+from hybridize.recipe_fields import MOST_SLOTS, Bytes, Every, Files, Layers, Where, text_entry
 
 DONOR_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 
@@ -301,7 +301,12 @@ class CptSpec(Section):
     at_once: int | None = Field(
         None, ge=1, description="rows that a process runs at a time; default: all of its rows"
     )
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="highest, of AdamW; default: by role and by how much learns, as forecast shows",
+    )
     rates: dict[
         Literal["embeddings", "slot", "bridge", "norm", "head", "other"],
         Annotated[float, Field(gt=0, allow_inf_nan=False)],
@@ -336,9 +341,16 @@ class CptSpec(Section):
     )
     compile: bool = Field(False, description="slots by torch.compile")
     evaluate_every: int | None = Field(
-        None, ge=1, description="steps; default: a tenth of all, and at least 100"
+        None, ge=1, description="steps; default: a tenth of all, fewer where that would be dear"
     )
-    save_every: int = Field(100, ge=1, description="steps between checkpoints")
+    evaluate_tokens: int | None = Field(
+        None,
+        ge=0,
+        le=65_536,
+        description="of held-out text of each source, before and after, and an eighth of them in "
+        "between; default: a twentieth of tokens, 1,024 to 65,536; 0: nothing is measured",
+    )
+    save_every: Every = Field("10m", description="steps between checkpoints, or time: 30s, 10m, 1h")
     guards: GuardsSpec = GuardsSpec()
     seed: int = Field(0, ge=0, le=2**31)
 

@@ -191,7 +191,7 @@ def test_memory_adds_up_by_hand(folder: Path) -> None:
     outputs = 32 + 16 + 16 + 32 + 48 + 48 + 32
     inputs = 32 * 4 + 32 + 32 + 48
     assert memory.activations == 64 * 4 * (4 * 1.5 * outputs + inputs)
-    assert memory.logits == 64 * 64 * 2 * 4
+    assert memory.logits == 64 * 64 * 3 * 4
     assert memory.total == memory.state + memory.activations + memory.logits
     checkpointed = run_of(stack, [{"shallow": 1}], checkpointing=True).memory
     assert checkpointed.activations == 64 * 4 * (4 * 32 + 1.5 * outputs + inputs)

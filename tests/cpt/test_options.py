@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,17 @@ from transformers import AutoModelForCausalLM
 from hybridize.assembler.manifest import sealed
 from hybridize.assembler.verify import verify
 from hybridize.cli import main
-from hybridize.cpt import guards
+from hybridize.cpt import checkpoints, guards, saving
 from hybridize.cpt.checkpoints import mean
 from hybridize.cpt.data.prefix import Prefix
 from hybridize.cpt.guards import Guards
 from hybridize.cpt.metrics import forget
+from hybridize.cpt.plan import CptPlan, plan_training
+from hybridize.cpt.saving import SaveClock
+from hybridize.cpt.stack import read_stack
 from hybridize.errors import CheckFailed
-from hybridize.recipe_sections import GuardsSpec
+from hybridize.recipe import load_recipe
+from hybridize.recipe_sections import CptSpec, GuardsSpec
 from tests.assembler.readers import code, prose, save_reader
 from tests.assembler.stacks import build_in, write_recipe
 from tests.cpt.test_training import DATA, SMALL, broken_off, prepare, tensors, train
@@ -499,6 +504,10 @@ def test_every_tensor_that_learns_can_be_listed(built: Path) -> None:
         ({"rates": {"embeddings": 1e-4}}, "a learning rate for 'embeddings', and nothing of that"),
         ({"batch": 6, "at_once": 4}, "a step of 6 rows cannot be shared out: 1 process, 4 rows"),
         ({"average": 9}, "stage 0 has 8 steps and makes 4 checkpoints, 9 are to be averaged"),
+        (
+            {"average": 2, "save_every": "1m"},
+            "2 checkpoints are to be averaged, and save_every is a",
+        ),
         ({"cache_prefix": True}, "stage 0 has no frozen prefix to cache"),
         ({"guards": {"ries": 1}}, "did you mean 'rise'?"),
         ({"guards": {"then": "stpo"}}, "did you mean 'stop'?"),
@@ -545,12 +554,120 @@ def test_a_training_whose_checkpoints_are_all_broken_does_not_begin_anew(built: 
     assert "begin anew with --force" in done.stderr
 
 
-@pytest.mark.parametrize(("key", "value"), [("seed", 7), ("learning_rate", 1e-4)])
-def test_another_seed_or_setting_is_refused_in_words(built: Path, key: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("seed", 7, "seed was 0, in this run it is 7"),
+        (
+            "learning_rate",
+            1e-4,
+            "learning rate of slot in stage 0 was 0.003, in this run 0.0001",
+        ),
+    ],
+)
+def test_another_seed_or_setting_is_refused_in_words(
+    built: Path, key: str, value: Any, said: str
+) -> None:
     steps = {"tokens": 40 * 4 * 32, "save_every": 3}
     out = f"another-{key}"
     broken_off(changed(built, **steps), out)
     done = train(changed(built, **steps, **{key: value}), out, "--resume")
     assert done.exit_code == 1
-    was = SMALL.get(key, 0)
-    assert f"{key} was {was}, in this run it is {value}" in done.stderr
+    assert said in done.stderr
+
+
+# ---- Evaluation and checkpoints ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cpt", "whole", "between", "every"),
+    [
+        ({}, 50_000, 6_250, 25),
+        ({"tokens": 16 * 512, "batch": 4, "length": 128}, 1_024, 512, 4),
+        ({"tokens": 10**9}, 65_536, 8_192, 24_415),
+        ({"evaluate_tokens": 800, "tokens": 4096 * 50}, 800, 512, 5),
+        ({"evaluate_tokens": 300, "evaluate_every": 7}, 300, 300, 7),
+        ({"evaluate_tokens": 0}, 0, 0, 25),
+    ],
+)
+def test_evaluation_costs_a_small_part_of_a_training(
+    built: Path, cpt: dict[str, Any], whole: int, between: int, every: int
+) -> None:
+    """Short trainings are looked at while they run, too."""
+    plan = CptPlan(
+        recipe=load_recipe(built),
+        spec=CptSpec(**cpt),
+        stack=read_stack(built.parent / "out"),
+        stages=(),
+        processes=1,
+        at_once=1,
+    )
+    spec = plan.spec
+    steps = -(-spec.tokens // (spec.batch * spec.length))
+    stage = plan_training(load_recipe(built), built.parent / "out").stages[0]
+    plan = replace(plan, stages=(replace(stage, steps=steps),))
+    assert (plan.evaluate_tokens, plan.between_tokens) == (whole, between)
+    assert plan.evaluate_every == every
+
+
+def test_nothing_is_evaluated_where_the_recipe_says_so(built: Path) -> None:
+    done = train(changed(built, evaluate_tokens=0), "unmeasured")
+    assert done.exit_code == 0, done.output[-2000:]
+    assert "no losses on held-out text: evaluate_tokens is 0" in done.stdout
+    assert not any("held_out" in key for line in lines(built.parent / "unmeasured") for key in line)
+    assert verify(built.parent / "unmeasured").ok
+    assert "No loss was measured" in (built.parent / "unmeasured" / "README.md").read_text()
+    stop = {"evaluate_tokens": 0, "guards": {"then": "stop"}}
+    done = train(changed(built, **stop), "wrong")
+    assert done.exit_code == 2
+    assert "is to stop the training, and nothing is measured" in done.stderr
+
+
+def test_a_warning_comes_when_it_happens(built: Path) -> None:
+    """On standard error before the training ends, by the default interval, and at the end again."""
+    wild = one_word(built) | {"guards": {"rise": 0.01}, "save_every": 1}
+    del wild["evaluate_every"]
+    folder = broken_off(changed(built, **wild), "warned", checkpoints=2)
+    assert folder.is_dir()
+    done = train(changed(built, **wild), "warned-whole")
+    told = done.stderr.index("warning: the loss on 'prose (old)'")
+    assert "at step 4;" in done.stderr[told:].splitlines()[0]
+    assert "warning: the loss on 'prose (old)'" in done.stdout
+
+
+def test_checkpoints_come_by_the_clock() -> None:
+    now = 0.0
+    clock = SaveClock("2m", lambda: now)
+    found = []
+    for step in range(1, 9):
+        now += 50
+        if clock.is_due(step):
+            found.append(step)
+            clock.saved()
+    assert found == [3, 6]
+    assert [step for step in range(1, 9) if SaveClock(3).is_due(step)] == [3, 6]
+
+
+def test_a_checkpoint_is_written_when_its_time_has_come(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who trains few, long steps has one to go on from."""
+    monkeypatch.setattr(saving, "seconds_of", lambda time: 0)
+    names = []
+    publish = checkpoints.publish
+
+    def noted(folder: Path, name: str, *rest: Any, **options: Any) -> None:
+        names.append(name)
+        publish(folder, name, *rest, **options)
+
+    monkeypatch.setattr(checkpoints, "publish", noted)
+    ended(changed(built, save_every="10m"), "by-time")
+    assert names == [f"checkpoint-{step}" for step in range(1, 9)]
+
+
+@pytest.mark.parametrize("wrong", ["10", "m", "0s", 0, True, 1.5, "10 minutes"])
+def test_an_interval_that_is_none_is_refused(built: Path, wrong: Any) -> None:
+    done = train(changed(built, save_every=wrong), "wrong")
+    assert done.exit_code == 2
+    assert "is no interval" in done.stderr
+    assert "write a number of steps, or a time: 30s, 10m, 1h" in done.stderr

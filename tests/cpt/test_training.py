@@ -458,6 +458,7 @@ def test_what_is_wrong_is_said_before_a_weight_is_read(
 
 def test_a_forecast_reads_headers_alone(trained: Path) -> None:
     arguments = ["cpt", str(trained), "--built", str(trained.parent / "out"), "--forecast"]
+    arguments += ["--no-time"]
     shown = CliRunner().invoke(main, arguments)
     assert shown.exit_code == 0
     assert "all, FLOPs" in shown.output

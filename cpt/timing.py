@@ -1,0 +1,122 @@
+"""Seconds and memory of a training, measured on a few tokens of it before it begins (torch side).
+
+The model is opened and made to learn as a stage does it. What is timed is one pass forward and
+backward over one row, one step of the optimizer and one pass of an evaluation: text is not read.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hybridize.cpt.forward import Forward, checkpoint_slots, narrow_norms
+from hybridize.cpt.plan import CptPlan
+from hybridize.cpt.stages import Stage
+from hybridize.cpt.tuning import frozen_hashes, let_learn, open_model
+
+TOKENS = 256  # of the row that is timed, at most
+PATIENCE = 3.0  # seconds that a pass is repeated for
+TIMES = 5  # passes, at most
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of the parts of a stage, and what the process takes before it opens a model.
+
+    Attributes:
+        token: forward and backward, of one token; `update`: of the optimizer, once a step.
+        looked_at: of one token of an evaluation.
+        ready: to open the model, hash what is frozen and let the rest learn.
+        imports: bytes of Python with torch and transformers; 0 where a GPU holds the model.
+    """
+
+    token: float
+    update: float
+    looked_at: float
+    ready: float
+    imports: int
+
+    def training(self, plan: CptPlan, stage: Stage) -> float:
+        """Seconds of all steps of a stage, on one of its processes."""
+        tokens = plan.accumulation * plan.at_once * plan.spec.length
+        return stage.steps * (tokens * self.token + self.update)
+
+    def evaluation(self, plan: CptPlan, stage: Stage) -> float:
+        """Seconds of its evaluations, with that before the training where it is the first."""
+        data = plan.spec.data
+        sources = len(data.new) + len(data.old) if data else 0
+        between = (stage.steps - 1) // plan.evaluate_every
+        before = stage is plan.stages[0]
+        whole = plan.evaluate_tokens * (1 + before) + plan.between_tokens * before
+        tokens = sources * (whole + between * plan.between_tokens)
+        return tokens * self.looked_at / plan.processes
+
+
+def time_stage(plan: CptPlan, stage: Stage, device: str) -> Timing:
+    """Time a stage on this machine."""
+    imports = peak_memory() if device == "cpu" else 0
+    began = time.perf_counter()
+    tuned = open_model(plan.stack.folder, device)
+    let_learn(tuned, stage.policy)
+    frozen_hashes(tuned.model)
+    ready = time.perf_counter() - began
+    narrow_norms(tuned)
+    first = stage.policy.first_trained_slot
+    if plan.spec.checkpointing:
+        checkpoint_slots(tuned.model, first)
+    length = min(TOKENS, plan.spec.length)
+    tokens = torch.randint(0, plan.stack.vocabulary, (1, length), device=device)
+    forward = Forward(tuned, start=first)
+    cached = plan.spec.cache_prefix is True
+    given: dict[str, Any] = {"prefix": forward.below(tokens)} if cached else {}
+    learning = [p for p in tuned.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=0.0, fused=True)
+
+    def train() -> None:
+        forward(tokens, tokens, **given)["loss"].backward()  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def evaluate() -> None:
+        forward(tokens, tokens)
+
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
+        optimizer.step()
+
+    return Timing(
+        token=_seconds(train, device) / length,
+        update=_seconds(update, device),
+        looked_at=_seconds(evaluate, device) / length,
+        ready=ready,
+        imports=imports,
+    )
+
+
+def _seconds(work: Callable[[], None], device: str) -> float:
+    """Median of some runs, the first left out: it finds memory and reads the files."""
+    took: list[float] = []
+    while len(took) < 2 or (sum(took) < PATIENCE and len(took) < TIMES):
+        began = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        took.append(time.perf_counter() - began)
+    return statistics.median(took[1:])
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # the other figure begins with that of the process that started this one
+        lines = (line.split() for line in status.read_text().splitlines())
+        return next(1024 * int(words[1]) for words in lines if words[0] == "VmHWM:")
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
