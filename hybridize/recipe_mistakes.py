@@ -163,7 +163,7 @@ def _unknown_names(data: dict[str, Any]) -> Iterator[Mistake]:
         if isinstance(kind, str) and kind not in kinds:
             where = at if isinstance(entry, str) else (*at, "kind")
             yield where, f"unknown perturbation '{kind}'", did_you_mean(kind, kinds)
-        elif kind in seen:
+        elif isinstance(kind, str) and kind in seen:
             yield at, f"perturbation '{kind}' stands twice", "write it once, with one strength"
         seen.add(str(kind))
 
