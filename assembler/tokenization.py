@@ -52,7 +52,9 @@ def open_tokenizer(folder: Path, donor: str | None = None) -> Any:
     """
     try:
         # Not left to ask: transformers would read the answer from our standard input.
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer("a")  # some of what its config says is used here first
+        return tokenizer
     except Exception as error:  # tokenizers raises this very class, transformers any
         whose = f"the tokenizer of donor '{donor}'" if donor else "its tokenizer"
         reason = shorten(" ".join(f"{type(error).__name__}: {error}".split()))

@@ -17,6 +17,7 @@ from hybridize.errors import HybridizeError, shorten
 from hybridize.files import State, is_file_name, opened, read_bytes, refuse_changed, states_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DEEPEST = 100  # levels of a JSON file
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 LFS = b"version https://git-lfs.github.com/spec/"
 LFS_FOUND, LFS_FIX = "a Git LFS pointer", "run `git lfs pull` in the repository it was cloned to"
@@ -128,7 +129,23 @@ def read_json(path: Path) -> dict[str, Any]:
         raise HybridizeError(f"not JSON: {error}", place=str(path)) from None
     if not isinstance(value, dict):
         raise HybridizeError("not a JSON object", place=str(path))
+    _refuse_deep(value, path)
     return value
+
+
+def _refuse_deep(value: dict[str, Any], path: Path) -> None:
+    """What is read can be copied, compared and written: each of these goes in by recursion."""
+    level: list[Any] = [value]
+    for _ in range(DEEPEST):
+        level = [
+            item
+            for node in level
+            for item in (node.values() if isinstance(node, dict) else node)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return
+    raise HybridizeError("not JSON: nested too deeply", place=str(path))
 
 
 # JSON has no infinity: transformers writes it as an object with this key.
@@ -139,7 +156,7 @@ _SPECIAL = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 def decode_floats(value: Any) -> Any:
     """A config with `{"__float__": "Infinity"}` and the like as the numbers that they stand for."""
     if isinstance(value, dict):
-        if value.keys() == {_FLOAT}:
+        if value.keys() == {_FLOAT} and isinstance(value[_FLOAT], str):
             return _SPECIAL.get(value[_FLOAT], value)
         return {key: decode_floats(item) for key, item in value.items()}
     return [decode_floats(item) for item in value] if isinstance(value, list) else value
