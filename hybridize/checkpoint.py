@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,7 @@ from hybridize.errors import HybridizeError, shorten
 from hybridize.files import State, is_file_name, opened, read_bytes, refuse_changed, states_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 DEEPEST = 100  # levels of a JSON file
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 LFS = b"version https://git-lfs.github.com/spec/"
@@ -130,7 +132,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise HybridizeError("not a JSON object", place=str(path))
     _refuse_deep(value, path)
+    if has_half_characters(content):
+        raise HybridizeError("not JSON: half a character (a lone surrogate)", place=str(path))
     return value
+
+
+def has_half_characters(content: bytes) -> bool:
+    """Whether JSON holds text that nothing can be written in."""
+    if not _SURROGATE.search(content):
+        return False
+    try:
+        json.dumps(json.loads(content), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _refuse_deep(value: dict[str, Any], path: Path) -> None:
@@ -276,6 +291,8 @@ def read_header(file: Path) -> list[TensorHeader]:
         raise _broken(file, f"its header is not JSON: {error}") from None
     if not isinstance(header, dict):
         raise _broken(file, "its header is not a JSON object")
+    if has_half_characters(raw):
+        raise _broken(file, "its header has half a character (a lone surrogate)")
     header.pop("__metadata__", None)
     tensors = [_tensor(file, name, entry, 8 + length) for name, entry in header.items()]
     _check_extents(file, tensors, 8 + length, size)

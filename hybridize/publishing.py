@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from glob import escape
 from pathlib import Path
 
 
@@ -33,18 +34,43 @@ def check_writable(folder: Path) -> None:
     if not there.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
     try:
-        with tempfile.TemporaryFile(dir=there):
-            pass
+        with tempfile.TemporaryFile(dir=there, buffering=0) as probe:
+            probe.write(b"x")
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(there)) from None
 
 
+def _remove_left_over(file: Path) -> None:
+    """What processes that were killed have left of the same file."""
+    for staged in file.parent.glob(f".{escape(file.name)}.*"):
+        pid = staged.suffix.removeprefix(".")
+        if pid.isdecimal() and not _runs(int(pid)):
+            staged.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
 def publish(file: Path, content: str) -> None:
-    """Write a text file in one step, in place of one that may be there."""
+    """Write a text file in one step, in place of one that may be there.
+
+    Raises:
+        OSError: that names the file.
+    """
     make_folder(file.parent)
+    _remove_left_over(file)
     staged = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         staged.write_text(content, encoding="utf-8")
         staged.replace(file)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from None
     finally:
         staged.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,50 @@ def test_infinity_survives_a_config() -> None:
     decoded = decode_floats(config)
     assert decoded["time_step_limit"] == [0.0, math.inf]
     assert encode_floats(decoded) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("a\0b", "which is no name of a file"),
+        ("x" * 5000, "which is no name of a file"),
+        ("pipe", "is no regular file"),
+    ],
+)
+def test_a_shard_that_cannot_be_opened_is_refused(tmp_path: Path, name: str, found: str) -> None:
+    """To open a pipe would wait for good."""
+    os.mkfifo(tmp_path / "pipe")
+    folder(tmp_path, model_safetensors_index_json=json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(HybridizeError) as caught:
+        open_checkpoint(tmp_path)
+    assert found in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_no_pipe_is_opened(tmp_path: Path, file: str) -> None:
+    folder(tmp_path)
+    write(tmp_path / "model.safetensors", {"a": entry(0, 1)}, b"1")
+    (tmp_path / file).unlink()
+    os.mkfifo(tmp_path / file)
+    with pytest.raises(HybridizeError, match="is no regular file"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"a": ' + "[" * 400 + "]" * 400 + "}", "nested too deeply"),
+        ('{"a": "\\ud800"}', "half a character"),
+        ('{"a": {"__float__": []}}', ""),
+    ],
+)
+def test_what_could_not_be_written_again_is_refused(tmp_path: Path, text: str, found: str) -> None:
+    folder(tmp_path)
+    write(tmp_path / "model.safetensors", {"a": entry(0, 1)}, b"1")
+    (tmp_path / "config.json").write_text(text)
+    if not found:
+        assert open_checkpoint(tmp_path).config == json.loads(text)
+        return
+    with pytest.raises(HybridizeError, match=found):
+        open_checkpoint(tmp_path)

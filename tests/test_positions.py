@@ -90,3 +90,34 @@ def test_any_text_is_data_or_a_clear_error(text: str) -> None:
 
 def test_dotted_path() -> None:
     assert dotted_path(("slots", 3, "mixer", "from")) == "slots[3].mixer.from"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a: !!timestamp x", "unknown tag 'tag:yaml.org,2002:timestamp'"),
+        ("a: !!timestamp 2001-01-01", "unknown tag"),
+        ("a: !!bool perhaps", "'perhaps' is no bool"),
+        ("!!bool perhaps: a", "'perhaps' is no bool"),
+        ("a: !!int x", "'x' is no int"),
+        ("a: !!float x", "'x' is no float"),
+        ("a: !!binary x", "unknown tag"),
+        ("a: !!set {x}", "unknown tag"),
+        ("a: !!python/name:os.system x", "unknown tag"),
+        ('a: "b\\0"', "a NUL in a text"),
+    ],
+)
+def test_tags_are_of_what_they_say(text: str, found: str) -> None:
+    """PyYAML answers some of these with a KeyError, or with a date."""
+    with pytest.raises(HybridizeError) as caught:
+        parse_yaml(text, Path("x.yaml"))
+    assert str(caught.value).startswith("x.yaml:1:")
+    assert found in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("!!str 3", "3"), ("!!int '3'", 3), ("!!bool true", True), ("!!null x", None)],
+)
+def test_plain_tags_are_kept(text: str, value: object) -> None:
+    assert parse_yaml(f"a: {text}", Path("x.yaml")).data == {"a": value}
