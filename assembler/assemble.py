@@ -18,6 +18,7 @@ import hybridize
 from hybridize.assembler.calibration import gather
 from hybridize.assembler.carrying import Carried, Carrier, compare_tokens
 from hybridize.assembler.copying import copy_outputs, hash_ranges, same_bytes
+from hybridize.assembler.donors import Donor
 from hybridize.assembler.manifest import frame_hash, small_hashes
 from hybridize.assembler.outputs import (
     TORCH_NAMES,
@@ -204,7 +205,7 @@ class _Job:
         documents = self.staging.folder / "calibration.jsonl"
         tokens = plan.calibration_tokens
         text = gather(calibration, plan.recipe, documents, tokens=tokens, offline=offline)
-        readers = {name: donor.folder for name, donor in plan.tokenizers.items() if donor}
+        readers = {name: _tokenizer(donor) for name, donor in plan.tokenizers.items() if donor}
         with token_progress("fitting bridges" if plan.fitted else "measuring") as progress:
             found = self.prover.submit(
                 "fit",
@@ -212,7 +213,9 @@ class _Job:
                 config=hybrid_config(plan),
                 donors={name: donor.folder for name, donor in plan.donors.items()},
                 tokenizers=readers,
-                tokenizer=plan.tokenizer.folder if plan.tokenizer else readers[plan.embeddings],
+                tokenizer=_tokenizer(plan.tokenizer)
+                if plan.tokenizer
+                else readers[plan.embeddings],
                 bridges=[asdict(bridge) for bridge in plan.bridges.values()],
                 text={
                     "file": documents,
@@ -354,6 +357,11 @@ class _Job:
             *answer["checks"],
             self.carried.check,
         ]
+
+
+def _tokenizer(donor: Donor) -> dict[str, str]:
+    """What the second process opens a donor's tokenizer by."""
+    return {"folder": str(donor.folder), "start_token": donor.start_token}
 
 
 def _check_tie(plan: Plan) -> None:

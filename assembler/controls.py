@@ -72,7 +72,7 @@ def _without(models: Models, null: Null) -> Nats:
         hidden = stream.run(stream.first, 0, null.first)
         hidden = null.affine(hidden if norm is None else norm(hidden))
         hidden = stream.run(hidden, null.last, stream.depth, crossed=True)
-        return stream.nats(hidden, crossed=null.last == stream.depth)
+        return stream.nats(hidden, crossed=null.last == stream.depth, start=batch.start)
 
     return nats
 
@@ -89,6 +89,8 @@ def _unigram(reader: Reader, windows: Sequence[Windows]) -> Nats:
     def of_rows(batch: Encoded) -> Tensor:
         tokens = batch.tokens[:, 1:].cpu()
         real = torch.ones_like(tokens) if batch.mask is None else batch.mask[:, 1:].cpu()
+        real = real[:, batch.start :]
+        tokens = tokens[:, batch.start :]
         return (nats[tokens] * real).sum(1)
 
     return of_rows

@@ -38,6 +38,7 @@ class Donor:
     checkpoint: Checkpoint
     anatomy: Anatomy
     merge: dict[str, Any] | None = None  # of a merged donor: merge file, its donors, their hashes
+    start_token: str = "auto"  # what stands before text, as the recipe says it
 
     @property
     def folder(self) -> Path:

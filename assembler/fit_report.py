@@ -21,8 +21,15 @@ def fit_table(fit: Fit) -> RenderableType:
     parts: list[RenderableType] = [Text()]
     if fit["bridges"]:
         parts += [_bridges(fit), Text()]
-    parts += [_losses(fit), Text(), Text("\n".join(verdict(fit)))]
+    parts += [Text(_how(fit)), _losses(fit), Text(), Text("\n".join(verdict(fit)))]
     return Group(*parts)
+
+
+def _how(fit: Fit) -> str:
+    """What decides the numbers and does not stand in the recipe."""
+    starts = fit["start_tokens"]["donors"]
+    before = ", ".join(f"{name} {token}" for name, token in starts.items())
+    return f"computed in {fit['compute_dtype']}; before text: {before}"
 
 
 def loss_rows(fit: Fit) -> Iterator[tuple[str, Losses]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hybridize.assembler.models import Models
 from hybridize.assembler.stack import Bridge
 from hybridize.assembler.streams import Stream
 from hybridize.assembler.swap_controls import groups, swapped
-from hybridize.assembler.windows import Domain, Reader, Windows, cut
+from hybridize.assembler.windows import AUTO, Domain, Reader, Windows, cut
 from hybridize.errors import HybridizeError
 
 
@@ -27,8 +27,8 @@ def run(
     config: Mapping[str, Any],
     bridges: Sequence[Bridge],
     *,
-    tokenizers: Mapping[str, Path],
-    tokenizer: Path,
+    tokenizers: Mapping[str, Tokenizer],
+    tokenizer: Tokenizer,
     text: Mapping[str, Any],
     parameters: Path,
     progress: Callable[[int, int], None],
@@ -38,17 +38,17 @@ def run(
     Args:
         config: content of the hybrid's config.json.
         bridges: from below upwards.
-        tokenizers: folder of the tokenizer that each donor reads with; `tokenizer`: the hybrid's.
+        tokenizers: that each donor reads with; `tokenizer`: the hybrid's.
         text: `file` of documents, its `domains`, and `length`, `held_out`, `seed`, `stream`.
         parameters: safetensors file to write: `PLACE/NAME` in fp32 for each bridge that is fitted.
         progress: called with the tokens read so far, and those to be read in all.
 
     Returns:
-        `compute_dtype`; `bridges`: how well each was fitted; `losses`: see `measure`; `domains`:
-        what was read.
+        `compute_dtype`; `start_tokens` before text; `bridges`: how well each was fitted;
+        `losses`: see `measure`; `domains`: what was read.
     """
     device = weights.device
-    readers = {name: reader_of(weights.donors[name], f, device) for name, f in tokenizers.items()}
+    readers = {name: reader_of(weights.donors[name], t, device) for name, t in tokenizers.items()}
     reader = reader_of(weights.donors[config["embeddings"]], tokenizer, device)
     windows = cut(
         Path(text["file"]),
@@ -96,6 +96,10 @@ def fit_and_measure(
     ]
     return fitted, {
         "compute_dtype": str(models.hybrid.dtype).removeprefix("torch."),
+        "start_tokens": {
+            "hybrid": models.reader.start_words,
+            "donors": {name: reader.start_words for name, reader in models.readers.items()},
+        },
         "bridges": _rounded(fits),
         "gate": GATE,
         "losses": _rounded(losses),
@@ -119,10 +123,29 @@ def _rounded(value: Any) -> Any:
     return [_rounded(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def reader_of(donor: Donor, folder: Path, device: str = "cpu") -> Reader:
-    """A donor with the tokenizer that lies in a folder."""
-    rows = donor.anatomy.vocabulary
-    return Reader(donor.name, folder, rows=rows, longest=donor.positions, device=device)
+@dataclass(frozen=True)
+class Tokenizer:
+    """Where a tokenizer lies, and what stands before text that is read with it."""
+
+    folder: Path
+    start_token: str = AUTO
+
+
+def tokenizer_of(donor: Donor) -> Tokenizer:
+    """A donor's own."""
+    return Tokenizer(donor.folder, donor.start_token)
+
+
+def reader_of(donor: Donor, tokenizer: Tokenizer, device: str = "cpu") -> Reader:
+    """A donor with a tokenizer, its own or another's."""
+    return Reader(
+        donor.name,
+        tokenizer.folder,
+        rows=donor.anatomy.vocabulary,
+        longest=donor.positions,
+        device=device,
+        start_token=tokenizer.start_token,
+    )
 
 
 class _Progress:

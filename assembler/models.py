@@ -109,7 +109,7 @@ def whole(model: HybridForCausalLM) -> Nats:
 
     def nats(batch: Encoded) -> Tensor:
         stream = Stream(model, batch.tokens, batch.mask)
-        return stream.nats(stream.run(stream.first, 0, stream.depth))
+        return stream.nats(stream.run(stream.first, 0, stream.depth), start=batch.start)
 
     return nats
 
@@ -122,15 +122,16 @@ def held_out_loss(part: Windows, reader: Reader, nats: Nats, progress: Progress)
         Means `per_byte` and `per_token`, and the sums of the `stretches`, for comparisons.
     """
     stretches: list[float] = []
-    tokens = 0
+    tokens = num_bytes = 0
     for texts in batches(part.held_out, part.rows(BATCH)):
         batch = reader.encode(texts)
         stretches += nats(batch).tolist()
         tokens += batch.num_tokens
+        num_bytes += batch.num_bytes(texts)
         progress(batch.tokens.numel())
     total = sum(stretches)
     return {
-        "per_byte": total / part.held_out_bytes,
+        "per_byte": total / num_bytes,
         "per_token": total / tokens,
         "stretches": stretches,
     }

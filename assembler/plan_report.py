@@ -72,6 +72,9 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
         "calibration": plan.calibration
         and {
             "tokens": plan.calibration_tokens,
+            "start_tokens": {
+                name: donor and donor.start_token for name, donor in plan.tokenizers.items()
+            },
             "domains": [domain.name for domain in plan.calibration.domains],
             "brought": plan.calibration.brought,
         },
@@ -233,4 +236,10 @@ def _text(plan: Plan) -> str:
     assert plan.calibration is not None
     domains = ", ".join(domain.name for domain in plan.calibration.domains)
     asked = f"; the widest bridge asks for {plan.tokens_needed:,}" if plan.fitted else ""
-    return f"{plan.calibration_tokens:,} tokens of {domains}{asked}"
+    before = {
+        donor.name: donor.start_token
+        for donor in plan.tokenizers.values()
+        if donor and donor.start_token != "auto"
+    }
+    starts = "".join(f"; {name} has {token} before it" for name, token in before.items())
+    return f"{plan.calibration_tokens:,} tokens of {domains}{asked}{starts}"

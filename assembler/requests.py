@@ -58,8 +58,8 @@ def fit(
     *,
     config: dict[str, Any],
     donors: Mapping[str, str],
-    tokenizers: Mapping[str, str],
-    tokenizer: str,
+    tokenizers: Mapping[str, Mapping[str, str]],
+    tokenizer: Mapping[str, str],
     bridges: list[dict[str, Any]],
     text: Mapping[str, Any],
     parameters: str,
@@ -70,7 +70,8 @@ def fit(
 
     Args:
         donors: folder of each donor.
-        tokenizers: folder of the tokenizer that each donor reads with; `tokenizer`: the hybrid's.
+        tokenizers: `folder` and `start_token` of the tokenizer that each donor reads with;
+            `tokenizer`: of the hybrid's.
         text: `file` of documents, `domains`, `length`, `held_out`, `seed`, `stream`.
         parameters: safetensors file to write.
         compute_dtype: that models compute in, or `auto`.
@@ -85,8 +86,8 @@ def fit(
         Weights(found, device, compute=compute_dtype),
         config,
         [Bridge.from_dict(fields) for fields in bridges],
-        tokenizers={name: Path(folder) for name, folder in tokenizers.items()},
-        tokenizer=Path(tokenizer),
+        tokenizers={name: _tokenizer(given) for name, given in tokenizers.items()},
+        tokenizer=_tokenizer(tokenizer),
         text=text,
         parameters=Path(parameters),
         progress=progress,
@@ -144,6 +145,10 @@ def keep_ids(*, source: str, folder: str, ids: str, kind: str) -> None:
 def check(*, folder: str, mode: str) -> dict[str, Any]:
     """Load a result and run it."""
     return {"checks": checks.check_model(Path(folder), run=mode == "forward")}
+
+
+def _tokenizer(given: Mapping[str, str]) -> fitting.Tokenizer:
+    return fitting.Tokenizer(Path(given["folder"]), given["start_token"])
 
 
 def _shapes(tensors: Mapping[str, tuple[str, list[int]]]) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -25,7 +25,7 @@ def resolve_donor(
     if spec.merge is not None:
         merged = merged_donor(recipe.path(spec.merge), place=place, offline=offline)
         donor = load_donor(merged.folder, name=name, source=spec.merge, place=place)
-        return replace(donor, merge=merged.record)
+        return replace(donor, merge=merged.record, start_token=spec.start_token)
     folder, commit = locate(
         spec.model or "",
         revision=spec.revision,
@@ -34,4 +34,5 @@ def resolve_donor(
         offline=offline,
         weights=weights,
     )
-    return load_donor(folder, name=name, source=spec.model or "", commit=commit, place=place)
+    donor = load_donor(folder, name=name, source=spec.model or "", commit=commit, place=place)
+    return replace(donor, start_token=spec.start_token)

@@ -101,15 +101,19 @@ class Stream:
                 found |= {state: values[0] for state, values in captured.items()}
         return [found[state] for state in states]
 
-    def nats(self, hidden: Tensor, *, crossed: bool = False) -> Tensor:
-        """Summed loss of each row, (batch,), float64, from what arrives before the final norm."""
+    def nats(self, hidden: Tensor, *, crossed: bool = False, start: int = 0) -> Tensor:
+        """Summed loss of each row, (batch,), float64, from what arrives before the final norm.
+
+        Args:
+            start: tokens before the text of each row; the first token of text is context alone.
+        """
         normed = self.norm(hidden if crossed else self.cross(self.depth, hidden))
         labels = self.tokens[:, 1:]
         real = torch.ones_like(labels) if self.mask is None else self.mask[:, 1:]
         total = torch.zeros(len(labels), dtype=torch.float64, device=labels.device)
         step = max(1, LOGITS // (len(labels) * int(self.model.config.vocab_size)))
-        for start in range(0, labels.shape[1], step):
-            part = slice(start, min(start + step, labels.shape[1]))
+        for first in range(start, labels.shape[1], step):
+            part = slice(first, min(first + step, labels.shape[1]))
             logits = self.logits(normed[:, part])
             losses = nn.functional.cross_entropy(
                 logits.transpose(1, 2), labels[:, part], reduction="none"

@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from torch import Tensor
 from hybridize.assembler.tokenization import open_tokenizer
 from hybridize.errors import Finding, HybridizeError
 
+AUTO, NONE, BOS = "auto", "none", "bos"  # what a recipe may say of a start token
+SAMPLE = "text"
 PIECE = 1 << 16  # characters that are tokenized at a time
 
 
@@ -71,25 +74,39 @@ class Encoded:
         tokens: (batch, tokens), padded on the right.
         mask: (batch, tokens), or None where nothing is padded.
         ends: for each row, where each token ends in the text, in characters.
+        start: number of tokens that stand before the text of each row.
+
+    A row's first token of text is context, and not predicted, whatever stands before it: losses of
+    models with a start token and without one are of the same text.
     """
 
     tokens: Tensor
     mask: Tensor | None
     ends: list[list[int]]
+    start: int = 0
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that a model predicts: all but the first of each row."""
-        return sum(len(row) - 1 for row in self.ends)
+        """Tokens that a model predicts: those of text, but for the first of each row."""
+        return sum(max(0, len(row) - 1 - self.start) for row in self.ends)
+
+    def num_bytes(self, texts: Sequence[str]) -> int:
+        """Bytes of text, in UTF-8, that a model predicts; `texts`: those that were encoded."""
+        firsts = (row[self.start] if len(row) > self.start else 0 for row in self.ends)
+        return sum(len(t[end:].encode()) for t, end in zip(texts, firsts, strict=True))
 
 
 class Reader:
-    """A donor's tokenizer: each text follows the token that documents begin with, if there is one.
+    """A donor's tokenizer, and what stands before each text.
 
     Args:
         name: of the donor, for errors.
         rows: of the embedding that the tokens are for.
         longest: tokens that the donor can read at a time, if it says so.
+        start_token: `auto`, what the tokenizer puts there itself; `none`; `bos`; or a token.
+
+    Attributes:
+        start: ids that stand before each text.
     """
 
     def __init__(
@@ -100,6 +117,7 @@ class Reader:
         rows: int,
         longest: int | None = None,
         device: str = "cpu",
+        start_token: str = AUTO,
     ) -> None:
         self.name, self.rows, self.longest, self.device = name, rows, longest, device
         self.tokenizer = open_tokenizer(folder, name)
@@ -109,17 +127,36 @@ class Reader:
                 fix="save it as a fast tokenizer (tokenizer.json) into the donor's folder",
                 place=str(folder),
             )
-        begin = self.tokenizer.bos_token_id
-        self.begin = self.tokenizer.eos_token_id if begin is None else begin
+        self.start = self._start(start_token, folder)
+
+    @property
+    def start_words(self) -> str:
+        """What stands before each text, for the eye."""
+        return " ".join(self.tokenizer.convert_ids_to_tokens(self.start)) or NONE
+
+    def _start(self, asked: str, folder: Path) -> list[int]:
+        if asked == NONE:
+            return []
+        if asked == AUTO:
+            return added_before(self.tokenizer)
+        token = self.tokenizer.bos_token if asked == BOS else asked
+        number = self.tokenizer.get_vocab().get(token)
+        if number is None:
+            what = "no BOS token" if asked == BOS else f"no token '{asked}'"
+            raise HybridizeError(
+                f"the tokenizer of '{self.name}' has {what} to put before text",
+                fix="write start_token: auto, none, or a token of its vocabulary",
+                place=str(folder),
+            )
+        return [number]
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Tokens of texts, each row on its own."""
-        first = [] if self.begin is None else [self.begin]
         rows, ends = [], []
         for text in texts:
             ids, offsets = self.tokens(text)
-            rows.append([*first, *ids])
-            ends.append([0] * len(first) + [end for _, end in offsets])
+            rows.append([*self.start, *ids])
+            ends.append([0] * len(self.start) + [end for _, end in offsets])
         longest = max(map(len, rows))
         if self.longest is not None and longest > self.longest:
             raise HybridizeError(
@@ -139,7 +176,12 @@ class Reader:
                 fix="put the donor's own tokenizer files into its folder",
             )
         padded = not bool(mask.all())
-        return Encoded(tokens.to(self.device), mask.to(self.device) if padded else None, ends)
+        return Encoded(
+            tokens.to(self.device),
+            mask.to(self.device) if padded else None,
+            ends,
+            len(self.start),
+        )
 
     def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids, and where each token begins and ends in the text."""
@@ -149,10 +191,20 @@ class Reader:
         return found["input_ids"], found["offset_mapping"]
 
 
+def added_before(tokenizer: Any) -> list[int]:
+    """Ids that a tokenizer puts before a text when it encodes one."""
+    plain = tokenizer(SAMPLE, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(SAMPLE)["input_ids"]
+    last = len(whole) - len(plain)
+    at = next((i for i in range(last + 1) if whole[i : i + len(plain)] == plain), 0)
+    return list(whole[:at])
+
+
 def align(one: Encoded, other: Encoded) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Positions of two readings of the same texts that end at the same place.
 
-    Where several tokens make one character, the last one of them ends it.
+    Where several tokens make one character, the last one of them ends it. The first position of a
+    row belongs to another first position alone: most models have a huge state there.
 
     Returns:
         (rows, columns) in `one` and in `other`.
@@ -161,7 +213,7 @@ def align(one: Encoded, other: Encoded) -> tuple[tuple[Tensor, Tensor], tuple[Te
     for row, (mine, theirs) in enumerate(zip(one.ends, other.ends, strict=True)):
         last = {end: column for column, end in enumerate(theirs)}
         for end, column in {end: column for column, end in enumerate(mine)}.items():
-            if end in last:
+            if end in last and (column == 0) == (last[end] == 0):
                 rows.append(row)
                 here.append(column)
                 there.append(last[end])
@@ -226,11 +278,12 @@ def cut(
 
 
 def _take(documents: list[list[Stretch]], budget: int) -> list[list[Stretch]]:
-    """Stretches of the documents in turn, until there are enough tokens."""
+    """Stretches of the documents in turn, until there are enough tokens, and one to hold out."""
     taken: list[list[Stretch]] = [[] for _ in documents]
     for turn in range(max(map(len, documents), default=0)):
         for document, chosen in zip(documents, taken, strict=True):
-            if budget > 0 and turn < len(document):
+            enough = budget <= 0 and sum(map(len, taken)) > 1
+            if not enough and turn < len(document):
                 chosen.append(document[turn])
                 budget -= document[turn].num_tokens
     return [chosen for chosen in taken if chosen]
@@ -252,8 +305,9 @@ def _stretches(document: str, reader: Reader, length: int) -> Iterator[Stretch]:
     for text in _pieces(document):
         _, offsets = reader.tokens(text)
         begin = 0
-        for start in range(0, len(offsets), length - 1):  # one is the token that texts begin with
-            part = offsets[start : start + length - 1]
+        step = max(1, length - len(reader.start))
+        for start in range(0, len(offsets), step):
+            part = offsets[start : start + step]
             end = part[-1][1]
             if text[begin:end].strip():
                 yield Stretch(text[begin:end], len(part))

@@ -120,7 +120,12 @@ def _open(plan: CptPlan, work: Path, how: How, identity: Identity) -> tuple[Run,
     for stage in plan.stages:
         tuned.names.learning(stage.policy)  # else a later stage would fail after hours
     packed = engine.by_main(lambda: isolates(tuned, plan.spec.length))
-    reader = Reader(plan.recipe.name, plan.stack.folder, rows=plan.stack.vocabulary)
+    reader = Reader(
+        plan.recipe.name,
+        plan.stack.folder,
+        rows=plan.stack.vocabulary,
+        start_token=plan.recipe.recipe.start_token,
+    )
     with engine.progress("reading text", "tokens") as told:
 
         def gather() -> list[Source]:

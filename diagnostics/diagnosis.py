@@ -155,6 +155,7 @@ class _Diagnosis:
         self, subject: Subject, reader: Reader, material: Material, spec: DiagnosticsSpec
     ) -> None:
         self.subject, self.material, self.spec = subject, material, spec
+        self.reader = reader
         kinds = [(p.kind, p.strength) for p in spec.perturbations]
         self.variants = all_variants(kinds, parts=spec.parts, seeds=spec.seeds)
         self.slots = subject.as_slots()
@@ -240,6 +241,7 @@ class _Diagnosis:
             lens_tokens=self.lens_tokens,
             device=device,
             compute_dtype=computed,
+            start_token=self.reader.start_words,
         )
 
     def _sets(self, swept: Swept) -> list[Set]:
@@ -271,7 +273,8 @@ class _Diagnosis:
         found = {}
         for part in self.material.windows:
             rows = swept.nats[part.domain.name]
-            found[part.domain.name] = scoring.loss_of(rows, num_bytes=part.held_out_bytes)
+            num_bytes = self.reader.encode(part.held_out).num_bytes(part.held_out)
+            found[part.domain.name] = scoring.loss_of(rows, num_bytes=num_bytes)
         return found
 
 

@@ -48,6 +48,7 @@ class Sheet:
         points: index of the points that its positions belong to; None: a lens is fitted to them.
         members: which of those points, (N,).
         perturbed: whether its rows run through perturbed layers, too.
+        start: number of tokens before the text of each row.
     """
 
     tokens: Tensor
@@ -57,6 +58,7 @@ class Sheet:
     points: int | None
     members: Tensor
     perturbed: bool
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,7 @@ def ask(reader: Reader, item: Item) -> Question | None:
     alone, _ = reader.tokens(item.prompt)
     pairs = zip(alone, ids, strict=False)
     same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(alone), len(ids)))
-    first = [] if reader.begin is None else [reader.begin]
-    read = [*first, *ids[:same]]
+    read = [*reader.start, *ids[:same]]
     if same == len(ids) or not read or (reader.longest and len(read) > reader.longest):
         return None
     return Question(read, ids[same])
@@ -115,14 +116,16 @@ def text_sheets(reader: Reader, part: Windows, index: int) -> tuple[Points, list
     units: list[Tensor] = []
     targets: list[Tensor] = []
     done = num_rows = 0
+    first = max(1, len(reader.start))  # of text, the token that all others have as context
     for rows in _text_rows(reader, part.held_out):
         lengths = torch.tensor([len(row) for row in rows])
         # The last token of a row has nothing behind it; a single one predicts nothing.
-        places = [_spread(min(1, len(row) - 2), len(row) - 2, SCORED) for row in rows]
+        places = [_spread(min(first, len(row) - 2), len(row) - 2, SCORED) for row in rows]
         at, columns = _where(places)
         tokens = _padded(rows)
         members = torch.arange(done, done + len(at))
-        sheets.append(Sheet(tokens, lengths, at, columns, index, members, perturbed=True))
+        start = len(reader.start)
+        sheets.append(Sheet(tokens, lengths, at, columns, index, members, True, start))
         targets.append(tokens[at, columns + 1])
         units.append(at + num_rows)
         num_rows += len(rows)
@@ -140,11 +143,12 @@ def lens_sheets(
     Without the first token of a stretch: there most models have one and the same state, a huge one.
     """
     turns = [t for some in zip_longest(*(p.fit for p in parts)) for t in some if t is not None]
-    rows = [row for some in _text_rows(reader, turns) for row in some if len(row) > 1]
+    first = max(1, len(reader.start))
+    rows = [row for some in _text_rows(reader, turns) for row in some if len(row) > first]
     each = -(-num_tokens // max(1, len(rows)))
     sheets = []
     for some in _batches(range(len(rows)), [len(row) for row in rows]):
-        places = [_spread(1, len(rows[i]) - 1, each) for i in some]
+        places = [_spread(first, len(rows[i]) - 1, each) for i in some]
         at, columns = _where(places)
         sizes = torch.tensor([len(rows[i]) for i in some])
         tokens = _padded([rows[i] for i in some])

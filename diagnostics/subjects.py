@@ -46,6 +46,7 @@ class Subject:
     Attributes:
         donor: None for a hybrid, which is run from its own files.
         slots: donor and layer of each slot, if others than the model's own.
+        start_token: what stands before text, see `windows.Reader`.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Subject:
     checkpoint: Checkpoint
     donor: Donor | None
     slots: tuple[tuple[str, int], ...] = ()
+    start_token: str = "auto"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -95,7 +97,11 @@ class Subject:
         from hybridize.assembler.windows import Reader
 
         return Reader(
-            self.name, self.checkpoint.folder, rows=self.vocabulary, longest=self.positions
+            self.name,
+            self.checkpoint.folder,
+            rows=self.vocabulary,
+            longest=self.positions,
+            start_token=self.start_token,
         )
 
     def as_model(self) -> Model:
@@ -187,7 +193,12 @@ def donor_subjects(recipe: RecipeFile, names: Iterable[str], *, offline: bool) -
         except HybridizeError as error:
             findings += error.findings
         else:
-            subjects.append(Subject(name, donor.source, donor.commit, donor.checkpoint, donor))
+            start = recipe.recipe.donors[name].start_token
+            subjects.append(
+                Subject(
+                    name, donor.source, donor.commit, donor.checkpoint, donor, start_token=start
+                )
+            )
     if findings:
         raise HybridizeError.of(findings)
     return subjects
@@ -218,9 +229,11 @@ def recipe_subjects(recipe: RecipeFile, *, built: Path, offline: bool) -> list[S
 def _subject(folder: Path, *, name: str, source: str, commit: str | None) -> Subject:
     checkpoint = open_checkpoint(folder)
     if checkpoint.config.get("model_type") == HYBRID:
-        return Subject(name, source, commit, checkpoint, None)
+        start = start_token_of(folder)
+        return Subject(name, source, commit, checkpoint, None, start_token=start)
     donor = load_donor(folder, name=name, source=source, place=str(folder), commit=commit)
-    subject = Subject(name, source, commit, checkpoint, donor)
+    start = start_token_of(folder)
+    subject = Subject(name, source, commit, checkpoint, donor, start_token=start)
     manifest = folder / MANIFEST
     if not manifest.is_file():
         return subject
@@ -238,6 +251,16 @@ def check_heads(subjects: Sequence[Subject]) -> None:
     """
     if mute := [subject for subject in subjects if not subject.has_head]:
         raise HybridizeError.of(without_head(s.name, str(s.checkpoint.folder)) for s in mute)
+
+
+def start_token_of(folder: Path) -> str:
+    """What the recipe of a model that hybridize built puts before text; `auto` of any other."""
+    if not (folder / MANIFEST).is_file():
+        return "auto"
+    manifest = read_manifest(folder)
+    donors = manifest["recipe"]["resolved"]["donors"]
+    reads_with = manifest["tokenizer"] or manifest["embeddings"]
+    return str(donors.get(reads_with, {}).get("start_token", "auto"))
 
 
 def check_tokenizers(subjects: Sequence[Subject]) -> None:

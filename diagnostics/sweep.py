@@ -317,13 +317,13 @@ class _Work:
         step = max(1, LOGITS // self.model.config.vocab_size)
         for row, length in enumerate(run.sheet.lengths.tolist()):
             total = 0.0
-            for start in range(0, length - 1, step):
+            for start in range(run.sheet.start, length - 1, step):
                 stop = min(start + step, length - 1)
                 logits = run.stream.logits(final[row : row + 1, start:stop])[0]
                 targets = run.stream.tokens[row, start + 1 : stop + 1]
                 losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
                 total += float(losses.double().sum())
-            self.nats.setdefault(name, []).append((total, length - 1))
+            self.nats.setdefault(name, []).append((total, max(0, length - 1 - run.sheet.start)))
 
     def swept(self) -> Swept:
         nothing = torch.zeros(3, 0, dtype=torch.float64)

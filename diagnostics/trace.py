@@ -100,6 +100,7 @@ class Settings(_Part):
     lens_tokens: int
     device: str
     compute_dtype: str | None = None  # that the model computed in; None: as it is stored
+    start_token: str | None = None  # what stood before each text, or "none"; None: not noted
 
 
 class Lens(_Part):

@@ -32,6 +32,14 @@ class DonorSpec(Section):
     model: str | None = Field(None, description="a folder (relative to this file) or a hub id")
     revision: str | None = Field(None, description="of a hub id: commit, tag or branch")
     merge: str | None = Field(None, description="a mergekit config; its result is the donor")
+    start_token: str = Field(
+        "auto",
+        min_length=1,
+        description=(
+            "what stands before each text that is read; auto: what its tokenizer puts there; none; "
+            "bos: its BOS token; or a token of its vocabulary"
+        ),
+    )
 
 
 class ModuleSpec(Section):
@@ -377,3 +385,9 @@ class Recipe(Section):
     target: Literal["auto", "native", "hybrid"] = "auto"
     dtype: Literal["keep", "bfloat16", "float16", "float32"] = "keep"
     shard_size: Bytes = 5 * 10**9
+
+    @property
+    def start_token(self) -> str:
+        """What stands before text that the result reads: as its tokenizer's donor says."""
+        first = self.slots[0].donor if self.slots else next(iter(self.donors))
+        return self.donors[self.tokenizer or self.embeddings or first].start_token

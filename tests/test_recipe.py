@@ -59,7 +59,7 @@ bridges, calibration, diagnostics, placement, cpt, target, dtype, shard_size)
 x.yaml:5:6: donors.b: neither 'model' nor 'merge'
   fix: write model: FOLDER-OR-HUB-ID, or merge: MERGEKIT-CONFIG
 x.yaml:5:7: donors.b.modle: unknown key 'modle'
-  fix: did you mean 'model'? (known: model, revision, merge)
+  fix: did you mean 'model'? (known: model, revision, merge, start_token)
 x.yaml:6:13: embeddings: no donor is called 'c'
   fix: known: a, b
 x.yaml:8:23: slots[0].layers: the range 7-0 is reversed

@@ -22,7 +22,7 @@ WORD = re.compile(r".*\S(?= \S)", re.DOTALL)  # up to where a word ends
 
 
 class Tokens:
-    """Makes tokens of documents, each between the one that begins documents and the one that ends.
+    """Makes tokens of documents, each between what the reader puts before text and the end token.
 
     A document of more than LONG characters is tokenized in pieces, since a tokenizer takes some
     hundred bytes for each character while it works. They end where a line begins or else where a
@@ -35,8 +35,8 @@ class Tokens:
 
     def __init__(self, reader: Reader) -> None:
         tokenizer: Any = reader.tokenizer
-        first, last = reader.begin, tokenizer.eos_token_id
-        self._begin, self._end = (_ids([] if i is None else [i]) for i in (first, last))
+        first, last = reader.start, tokenizer.eos_token_id
+        self._begin, self._end = _ids(first), _ids([] if last is None else [last])
         self._num_rows, self._backend = reader.rows, tokenizer.backend_tokenizer
         # What each call of the tokenizer sets, so that the hash is the same before it and after.
         self._backend.no_truncation()

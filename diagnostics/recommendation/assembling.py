@@ -11,14 +11,14 @@ from typing import Any
 
 from hybridize.assembler.calibration import gather
 from hybridize.assembler.controls import Losses
-from hybridize.assembler.fitting import fit_and_measure, reader_of
+from hybridize.assembler.fitting import fit_and_measure, reader_of, tokenizer_of
 from hybridize.assembler.loading import Parts, Weights
 from hybridize.assembler.machine import free_share
 from hybridize.assembler.models import Models
 from hybridize.assembler.outputs import hybrid_config
 from hybridize.assembler.plan import HELD_OUT, TOKENS, Plan
 from hybridize.assembler.stack import TOKENS_PER_INPUT
-from hybridize.assembler.windows import Domain, Windows, cut
+from hybridize.assembler.windows import Domain, Reader, Windows, cut
 from hybridize.diagnostics import scoring
 from hybridize.diagnostics.diagnosis import Material
 from hybridize.diagnostics.sheets import Points, Sheet, lens_sheets, text_sheets
@@ -88,12 +88,11 @@ class Workshop:
         """Assemble the stack of a plan, fit its bridges, measure and diagnose it."""
         assert plan.calibration is not None
         readers = {
-            name: reader_of(plan.donors[name], donor.folder, self.weights.device)
+            name: reader_of(plan.donors[name], tokenizer_of(donor), self.weights.device)
             for name, donor in plan.tokenizers.items()
             if donor is not None
         }
-        folder = (plan.tokenizer or plan.donors[plan.embeddings]).folder
-        reader = reader_of(plan.donors[plan.embeddings], folder, self.weights.device)
+        reader = _reader(plan, self.weights.device)
         bridges = list(plan.bridges.values())
         models = Models(self.weights, hybrid_config(plan), bridges, reader=reader, readers=readers)
         _, fit = fit_and_measure(
@@ -160,17 +159,22 @@ def _blow_ups(flow: Flow, own: Sequence[float]) -> Iterator[str]:
             yield f"slot {slot} makes the stream {growth:.3g} times as long"
 
 
+def _reader(plan: Plan, device: str) -> Reader:
+    """What the stack reads with."""
+    embeddings = plan.donors[plan.embeddings]
+    return reader_of(embeddings, tokenizer_of(plan.tokenizer or embeddings), device)
+
+
 def _windows(plan: Plan, tokens: int, device: str, *, offline: bool) -> list[Windows]:
     calibration = plan.calibration
     assert calibration is not None
-    folder = (plan.tokenizer or plan.donors[plan.embeddings]).folder
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "text.jsonl"
         gather(calibration, plan.recipe, file, tokens=tokens, offline=offline)
         return cut(
             file,
             [Domain(d.name, share, d.place) for d, share in calibration.shares(tokens)],
-            reader_of(plan.donors[plan.embeddings], folder, device),
+            _reader(plan, device),
             length=calibration.length,
             held_out=HELD_OUT,
             seed=calibration.seed,

@@ -25,10 +25,21 @@ def trace_table(trace: Trace) -> RenderableType:
     )
     words = "\n".join(f"- {sentence}" for sentence in summary(trace))
     held_out = Text(f"held-out loss, nats per byte: {losses(trace)}")
-    parts: list[RenderableType] = [Text(title, style="bold"), held_out, Text()]
+    parts: list[RenderableType] = [Text(title, style="bold"), *_how(trace), held_out, Text()]
     parts += [_slots(trace), _legend(trace), Text()]
     parts += [_sets(trace), Text()] if trace.sets else []
     return Group(*parts, Text(words), Text())
+
+
+def _how(trace: Trace) -> list[Text]:
+    """What decides the numbers and does not stand in the recipe."""
+    settings = trace.settings
+    if settings.compute_dtype is None or settings.start_token is None:
+        return []
+    before = "nothing" if settings.start_token == "none" else settings.start_token
+    return [
+        Text(f"computed in {settings.compute_dtype} on {settings.device}; {before} before text")
+    ]
 
 
 def bar(value: float | None, largest: float, *, width: int = BAR) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from hybridize.assembler import windows
 from hybridize.assembler.windows import Domain, Encoded, Reader, align, cut
@@ -22,11 +23,78 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Reader, Reader]:
     for name, text, size in (("one", prose(), 400), ("two", code(), 300)):
         folder = tmp_path_factory.mktemp(name)
         tokenizer([text], vocabulary=size).save_pretrained(folder)
-        found.append(Reader(name, folder, rows=size))
+        found.append(Reader(name, folder, rows=size, start_token="<|end|>"))
     return found[0], found[1]
 
 
 TEXTS = [prose()[:300], code()[:300], "naïve café, 漢字 and 🙂🙂 emoji\n", "x"]
+
+
+def save_adding(folder: Path, template: str) -> Path:
+    """A tokenizer that puts special tokens around a text: `<|end|> $A`, say."""
+    made = tokenizer([prose()])
+    special = [(token, made.convert_tokens_to_ids(token)) for token in ("<|end|>", "Ġ")]
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single=template, special_tokens=special
+    )
+    made.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("template", "asked", "start"),
+    [
+        ("$A", "auto", "none"),
+        ("<|end|> $A", "auto", "<|end|>"),
+        ("$A <|end|>", "auto", "none"),
+        ("Ġ <|end|> $A <|end|>", "auto", "Ġ <|end|>"),
+        ("<|end|> $A", "none", "none"),
+        ("$A", "Ġ", "Ġ"),
+    ],
+)
+def test_text_follows_what_the_tokenizer_puts_there_or_the_recipe_says(
+    tmp_path: Path, template: str, asked: str, start: str
+) -> None:
+    """A model that never saw a start token should not be given one."""
+    reader = Reader("a", save_adding(tmp_path, template), rows=288, start_token=asked)
+    assert reader.start_words == start
+    plain = reader.tokens("words")[0]
+    assert reader.encode(["words"]).tokens[0].tolist() == [*reader.start, *plain]
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"), [("bos", "no BOS token"), ("<nobody>", "no token '<nobody>'")]
+)
+def test_a_start_token_that_is_not_there_is_an_error(
+    tmp_path: Path, asked: str, found: str
+) -> None:
+    with pytest.raises(HybridizeError, match=found):
+        Reader("a", save_adding(tmp_path, "$A"), rows=288, start_token=asked)
+
+
+def test_losses_with_and_without_a_start_token_are_of_the_same_text(tmp_path: Path) -> None:
+    """Else a donor that reads one would be charged for the first word of every stretch."""
+    save_adding(tmp_path, "$A")
+    with_, without = (
+        Reader("a", tmp_path, rows=288, start_token=start).encode(TEXTS)
+        for start in ("<|end|>", "none")
+    )
+    assert with_.num_tokens == without.num_tokens == sum(len(row) - 1 for row in without.ends)
+    first = without.ends[2][0]
+    assert TEXTS[2][:first] == "n"
+    assert with_.num_bytes(TEXTS) == without.num_bytes(TEXTS)
+
+
+def test_a_first_position_belongs_to_first_positions_alone(tmp_path: Path) -> None:
+    """Most models have a huge state there, which says nothing about any other position."""
+    save_adding(tmp_path, "$A")
+    with_, without = (
+        Reader("a", tmp_path, rows=288, start_token=start).encode(TEXTS[:1])
+        for start in ("<|end|>", "none")
+    )
+    (_, here), (_, there) = align(with_, without)
+    assert here.tolist() == [column + 1 for column in there.tolist()]
+    assert there.tolist() == list(range(1, without.tokens.shape[1]))
 
 
 def spelt(reader: Reader, batch: Encoded, row: int, column: int) -> str:
@@ -59,7 +127,7 @@ def test_one_tokenizer_is_aligned_with_itself(readers: tuple[Reader, Reader]) ->
     batch = readers[0].encode(TEXTS[:2])
     (_, here), (_, there) = align(batch, batch)
     assert here.tolist() == there.tolist()
-    assert len(here) == batch.num_tokens + 2
+    assert len(here) == batch.num_tokens + 4  # of each row, the start and the first of text
 
 
 def test_padding_is_masked(readers: tuple[Reader, Reader]) -> None:

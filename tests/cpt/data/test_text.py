@@ -48,7 +48,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     folder = tmp_path_factory.mktemp("reader")
     tokenizer([prose()]).save_pretrained(folder)
-    return Reader("tiny", folder, rows=VOCABULARY)
+    return Reader("tiny", folder, rows=VOCABULARY, start_token="<|end|>")
 
 
 def documents(number: int, *, seed: int = 0) -> list[str]:
@@ -90,9 +90,8 @@ def write_texts(path: Path, texts: Sequence[str]) -> str:
 
 def in_memory(reader: Reader, texts: Sequence[str], *, packed: bool = True) -> Blocks:
     """Rows of whole documents, tokenized one by one by the call that fits use."""
-    assert reader.begin is not None
     end = reader.tokenizer.eos_token_id
-    ids = [[reader.begin, *reader.tokens(some)[0], end] for some in texts]
+    ids = [[*reader.start, *reader.tokens(some)[0], end] for some in texts]
     return pack([Document(some) for some in ids], LENGTH, packed=packed)
 
 
@@ -151,8 +150,8 @@ def test_whatever_decides_the_rows_makes_others(
     folder = tmp_path / "reader"
     tokenizer([prose()], vocabulary=VOCABULARY - 1).save_pretrained(folder)
     another = Reader("another", folder, rows=VOCABULARY)
-    begins = Reader("begins", folder, rows=VOCABULARY)
-    begins.begin = 1
+    folder = Path(reader.tokenizer.name_or_path)
+    begins = Reader("begins", folder, rows=VOCABULARY, start_token="none")
     a = "a.jsonl"
     runs: list[Callable[[], object]] = [
         lambda: gather(tmp_path, reader, a),
@@ -458,7 +457,7 @@ class TestErrors:
         found = said(lambda: gather(tmp_path, reader, {"new": ["a.txt"], "old": ["b.txt"]}))
         assert found.replace(f"{tmp_path}/", "") == (
             "recipe.yaml:10:7: cpt.data.new[0]: the text of 'a' is too short: it makes 1 rows of "
-            "32 tokens to train on, and 0 held out\n  fix: name more text\n"
+            "32 tokens to train on, and 0 held out\n"
             "recipe.yaml:12:7: cpt.data.old[0]: the text of 'b' is too short: it makes 1 rows of "
             "32 tokens to train on, and 0 held out\n  fix: name more text"
         )
@@ -561,7 +560,7 @@ class TestTokens:
         made.backend_tokenizer.enable_truncation(5)
         made.backend_tokenizer.enable_padding(length=50)
         made.save_pretrained(folder)
-        saved = Reader("saved", folder, rows=VOCABULARY)
+        saved = Reader("saved", folder, rows=VOCABULARY, start_token="<|end|>")
         texts = [*documents(5), "<|end|> of <|end|>", " ", "ä\u2028\n"]
         wanted = [[0, *reader.tokens(some)[0], 0] for some in texts]
         before = Tokens(saved)
