@@ -22,7 +22,7 @@ from hybridize.plugins import load_plugin, plugin_names
 
 __all__ = ["Entry", "Policy", "Prior", "auto", "difference", "resolve"]
 
-TRACE_FORMAT = 1
+TRACE_FORMAT = 2
 Entry = str | Mapping[str, Any]  # bridges, or {"shallow": 0.25}
 
 

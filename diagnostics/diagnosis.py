@@ -15,10 +15,11 @@ from hybridize.assembler.machine import free_share
 from hybridize.assembler.precision import AUTO
 from hybridize.assembler.windows import Domain, Reader, Windows, cut
 from hybridize.diagnostics import measures, scoring
+from hybridize.diagnostics.effort import Effort
 from hybridize.diagnostics.items import ItemSet, find_items
 from hybridize.diagnostics.sheets import LENS_TOKENS, Points, lens_sheets, task_sheets, text_sheets
 from hybridize.diagnostics.subjects import Subject, check_heads, check_tokenizers
-from hybridize.diagnostics.sweep import Swept, layer_tokens, sweep
+from hybridize.diagnostics.sweep import Swept, sweep
 from hybridize.diagnostics.trace import Loss, Perturbation, Set, Settings, Trace
 from hybridize.diagnostics.variants import all_variants
 from hybridize.errors import CheckFailed, Finding, HybridizeError
@@ -28,7 +29,7 @@ from hybridize.recipe_sections import DiagnosticsSpec
 
 HELD_OUT = 0.5  # of the text: perturbed and scored; lenses are fitted to the rest
 
-Progress = Callable[[int, int], None]  # layer-tokens done, and in all
+Progress = Callable[[int, int], None]  # layer-tokens done, and in all, see `_Diagnosis.amount`
 
 
 @dataclass(frozen=True)
@@ -105,16 +106,16 @@ def diagnose_on(
         _Diagnosis(subject, reader, material, spec)
         for subject, reader in zip(subjects, readers, strict=True)
     ]
-    total, before, traces = sum(work.layer_tokens for work in works), 0, []
+    total, before, traces = sum(work.amount for work in works), 0, []
     for work in works:
 
-        def tell(done: int, _: int, before: int = before) -> None:
-            progress(before + done, total)
+        def tell(done: int, whole: int, before: int = before, amount: int = work.amount) -> None:
+            progress(before + amount * done // whole, total)
 
         traces.append(
             work.run(device, streamed=streamed, memory=memory, compute=compute, progress=tell)
         )
-        before += work.layer_tokens
+        before += work.amount
     return traces
 
 
@@ -175,9 +176,19 @@ class _Diagnosis:
             self.sheets += sheets
 
     @property
-    def layer_tokens(self) -> int:
-        """That a sweep in one group runs, if every layer has every part."""
-        return layer_tokens(len(self.slots), self.sheets, self.variants)
+    def effort(self) -> Effort:
+        return Effort.of(
+            [slot.parameters for slot in self.slots],
+            width=max(slot.width for slot in self.slots),
+            vocabulary=self.subject.vocabulary,
+        )
+
+    @property
+    def amount(self) -> int:
+        """Work of a sweep in one group, in visits of a token to a layer of the usual size."""
+        effort = self.effort
+        whole = effort.sweep([self.sheets], self.variants)
+        return whole * len(self.slots) // max(1, sum(effort.layers))
 
     def run(
         self,

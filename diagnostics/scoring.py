@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hybridize.diagnostics import measures
 from hybridize.diagnostics.sheets import Points
-from hybridize.diagnostics.sweep import LENSES, Read, Swept
+from hybridize.diagnostics.sweep import LENSES, LOGIT, Read, Swept
 from hybridize.diagnostics.trace import (
     ALL_TEXT,
     Boundary,
@@ -37,7 +37,8 @@ def curves_of(points: Sequence[Points], swept: Swept, variants: Sequence[Variant
         loss = torch.cat([_by_unit(read.loss, some) for some, read in members], -1)
         for kind, part in dict.fromkeys((v.kind, v.part) for v in variants):
             which = [i for i, v in enumerate(variants) if (v.kind, v.part) == (kind, part)]
-            found.append(_curve(on, kind, part, js[which], loss[which]))
+            random = variants[which[0]].random
+            found.append(_curve(on, kind, part, js[which], loss[which], random=random))
     return found
 
 
@@ -62,12 +63,16 @@ def _by_unit(values_WLN: Tensor | None, points: Points) -> Tensor:
     return sums / points.units.bincount(minlength=num)
 
 
-def _curve(on: str, kind: str, part: str, js_SLU: Tensor, loss_SLU: Tensor) -> Curve:
+def _curve(
+    on: str, kind: str, part: str, js_SLU: Tensor, loss_SLU: Tensor, *, random: bool
+) -> Curve:
     there = ~js_SLU.isnan().any(2).any(0)  # layers that have such a part
     slots = there.nonzero()[:, 0].tolist()
 
-    def by_slot(values: Tensor) -> list[float | None]:
+    def by_slot(values: Tensor | None) -> list[float | None]:
         spread: list[float | None] = [None] * len(there)
+        if values is None:
+            return spread
         for slot, value in zip(slots, values.tolist(), strict=True):
             spread[slot] = short(value)
         return spread
@@ -79,8 +84,8 @@ def _curve(on: str, kind: str, part: str, js_SLU: Tensor, loss_SLU: Tensor) -> C
             loss_rise=nothing, loss_error=nothing, agreement=None, spread=None, vulnerable=None,
             why=f"no layer has {ARTICLES[part]} that can be told from the rest",
         )  # fmt: skip
-    found = measures.sensitivity(js_SLU[:, there].transpose(0, 1))
-    vulnerable, rise = found.vulnerable, loss_SLU[:, there].mean(0)
+    found = measures.sensitivity(js_SLU[:, there].transpose(0, 1), random=random)
+    vulnerable, loss_SLU = found.vulnerable, loss_SLU[:, there]
     return Curve(
         on=on,
         kind=kind,
@@ -88,16 +93,27 @@ def _curve(on: str, kind: str, part: str, js_SLU: Tensor, loss_SLU: Tensor) -> C
         mean=by_slot(found.mean),
         low=by_slot(found.low),
         high=by_slot(found.high),
-        loss_rise=by_slot(rise.mean(1)),
-        loss_error=by_slot(rise.std(1) / math.sqrt(rise.shape[1])),
-        agreement=short(found.agreement),
+        loss_rise=by_slot(loss_SLU.mean((0, 2))),
+        loss_error=by_slot(_error(loss_SLU, random=random)),
+        agreement=None if found.agreement is None else short(found.agreement),
         spread=short(found.spread),
         vulnerable=None if vulnerable is None else slots[vulnerable],
-        why=_why_vulnerable(found, slots),
+        why=_why_vulnerable(found, slots, kind=kind, draws=len(js_SLU), random=random),
     )
 
 
-def _why_vulnerable(found: measures.Sensitivity, slots: Sequence[int]) -> str:
+def _error(rise_SLU: Tensor, *, random: bool) -> Tensor | None:
+    """Standard error of the mean over units, and over seeds where they are draws; None: unknown."""
+    S, _, U = rise_SLU.shape
+    if U == 1 or (random and S == 1):
+        return None
+    variance = rise_SLU.mean(0).var(1) / U
+    return (variance + rise_SLU.mean(2).var(0) / S if random else variance).sqrt()
+
+
+def _why_vulnerable(
+    found: measures.Sensitivity, slots: Sequence[int], *, kind: str, draws: int, random: bool
+) -> str:
     if float(found.mean.max()) == 0:
         return "undecided: no layer changes the outcome at all"
     if len(slots) == 1:
@@ -107,6 +123,12 @@ def _why_vulnerable(found: measures.Sensitivity, slots: Sequence[int]) -> str:
             f"undecided: the most sensitive layer is only {found.spread:.2f} times as sensitive "
             "as the least"
         )
+    if found.agreement is None:
+        if random and draws == 1:
+            return (
+                f"undecided: one draw of {kind} does not say what others would do; use more seeds"
+            )
+        return "undecided: one stretch of text does not say what others would do; use more text"
     share = f"{found.agreement:.0%} of the resamples name slot {slots[found.largest]}"
     return f"undecided: only {share}" if found.vulnerable is None else share
 
@@ -130,6 +152,7 @@ def set_of(
     lenses = {name: _lens(read, name) for name in LENSES}
     depth = len(next(iter(read.logp.values()))) - 1
     values = [lens.particle for lens in lenses.values() if lens.particle is not None]
+    base = read.base[read.correct]
     differ = len(values) == len(LENSES) and abs(values[0] - values[1]) > depth / 4
     particle, why = _decide(points, read, chance or 0.0, lenses, differ=differ)
     return Set(
@@ -143,6 +166,7 @@ def set_of(
         correct=correct,
         accuracy=short(correct / len(points)) if len(points) else None,
         chance=None if chance is None else short(chance),
+        base=short(float(base.exp().mean())) if correct else None,
         lenses=lenses,
         particle=particle,
         lenses_differ=differ,
@@ -163,9 +187,10 @@ def _decide(
     if not clearly_above(correct / num, chance, num):
         return None, f"undecided: {correct / num:.0%} correct is not clearly above chance"
     blind = [name for name in LENSES if _gaps(read, name)]
-    for name in LENSES:
-        if name not in blind and lenses[name].particle is None:
-            return None, f"undecided: the {name} lens sees log p rise on none of the items"
+    rising = int(_rising(read).sum())
+    if rising < FEW:
+        few = "no item" if not rising else f"only {rising} of the {correct} correct items"
+        return None, f"undecided: knowing the item raises p(answer) on {few}"
     if differ:
         seen = ", ".join(f"{name} lens {lenses[name].particle:g}" for name in LENSES)
         return None, f"undecided: the lenses differ by more than a quarter of the depth ({seen})"
@@ -173,7 +198,7 @@ def _decide(
     if sees is None:
         return None, "undecided: no lens can read the stream at every depth"
     low, _, high = lenses[sees].quartiles or [math.nan] * 3
-    words = f"over {correct} items; half of them between {low:g} and {high:g}"
+    words = f"over {rising} items; half of them between {low:g} and {high:g}"
     if blind:
         words += f"; by the {sees} lens alone: the {blind[0]} lens cannot read every depth"
     return lenses[sees].particle, words
@@ -184,15 +209,22 @@ def _gaps(read: Read, lens: str) -> bool:
     return bool(read.logp[lens].isnan().any())
 
 
+def _rising(read: Read) -> Tensor:
+    """Items answered correctly on which the model says the answer rather than on others, (N,)."""
+    last = read.logp[LOGIT][-1:]  # every lens sees the same there
+    return read.correct & ~measures.rise(last, read.base)[0].isnan()
+
+
 def _lens(read: Read, name: str) -> Lens:
     """Curves by depth and the task particle, on the items that are answered correctly."""
-    logp = read.logp[name][:, read.correct]
+    logp, base = read.logp[name][:, read.correct], read.base[read.correct]
     readable = ~logp.isnan().any(1)
     p = logp.exp().mean(1) if logp.shape[1] else logp.new_full((len(logp),), torch.nan)
     # A foreign stream that the lens cannot read leaves gaps; what is defined by all depths is not
     # defined then.
     whole = bool(logp.shape[1]) and bool(readable.all())
-    particles = measures.particle(logp) if whole else logp.new_zeros(0)
+    gain = measures.gain(logp, base) if whole else p
+    particles = measures.particle(logp, base) if whole else logp.new_zeros(0)
     particles = particles[~particles.isnan()]
     marks = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
     quartiles = particles.quantile(marks).tolist() if len(particles) else None
@@ -202,9 +234,9 @@ def _lens(read: Read, name: str) -> Lens:
         entropy=listed(read.entropy[name].mean(1)),
         particle=quartiles[1] if quartiles else None,
         quartiles=quartiles,
-        jump=measures.largest_jump(p) if whole else None,
-        absolute=measures.absolute_rise(p) if whole else None,
-        outstanding=measures.outstanding_jump(p) if whole else None,
+        jump=measures.largest_jump(gain) if whole else None,
+        absolute=measures.absolute_rise(gain) if whole else None,
+        outstanding=measures.outstanding_jump(gain) if whole else None,
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from hybridize.assembler.loading import Parts
 from hybridize.assembler.streams import Stream
 from hybridize.diagnostics import measures
+from hybridize.diagnostics.effort import Effort
 from hybridize.diagnostics.lenses import Lens, fit_lens
 from hybridize.diagnostics.sheets import Points, Sheet
 from hybridize.diagnostics.variants import Stand, Variant, has_part, perturbed
@@ -26,9 +27,9 @@ from hybridize.errors import CheckFailed
 
 LOGIT, RIDGE = "logit", "ridge"
 LENSES = (LOGIT, RIDGE)
-LOGITS = 1 << 23  # numbers in float64 that are held at a time: a vocabulary is wide
+LOGITS = 1 << 24  # numbers that are held at a time: a vocabulary is wide
 
-Progress = Callable[[int, int], None]  # layer-tokens done, and in all
+Progress = Callable[[int, int], None]  # multiplications done, and in all
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Read:
     Attributes:
         logp: lens -> log-probability of what follows, (K, N); NaN where a lens cannot read.
         entropy: lens -> of the whole distribution, (K, N).
+        base: log-probability of what follows if the item is not known, (N,): in the mean over all
+            points of the set of what the model says at the end.
         correct: whether what follows is the model's most likely token, (N,).
         js: divergence of the outcome under each variant of each layer, (W, L, N), NaN where a
             layer has no such part; none where nothing was perturbed.
@@ -46,6 +49,7 @@ class Read:
 
     logp: dict[str, Tensor]
     entropy: dict[str, Tensor]
+    base: Tensor
     correct: Tensor
     js: Tensor | None = None
     loss: Tensor | None = None
@@ -105,7 +109,7 @@ def sweep(
         )
     ]
     work = _Work(parts, points, variants)
-    total = sum(layer_tokens(work.depth, group, variants) for group in groups)
+    total = work.effort.sweep(groups, variants)
     work.tell = lambda done: progress(done, total)
     for i, group in enumerate(groups):
         work.run(group, first=i == 0)
@@ -158,8 +162,9 @@ class _Work:
         self.model = parts.model
         self.depth = len(self.model.model.layers)
         self.device = self.model.device
+        self.effort = _effort(parts)
         self.tell: Callable[[int], None] = lambda _: None
-        self.done = 0
+        self.done = self.layer_tokens = 0
         K, L, W = self.depth + 1, self.depth, len(variants)
 
         def nothing(*shape: int) -> Tensor:
@@ -169,6 +174,7 @@ class _Work:
             Read(
                 {lens: nothing(K, len(some)) for lens in LENSES},
                 {lens: nothing(K, len(some)) for lens in LENSES},
+                nothing(len(some)),
                 torch.zeros(len(some), dtype=torch.bool),
                 nothing(W, L, len(some)),
                 nothing(W, L, len(some)),
@@ -178,6 +184,7 @@ class _Work:
         self.flow: list[list[Tensor]] = [[] for _ in range(L)]  # of each layer, (3, rows)
         self.nats: dict[str, list[tuple[float, int]]] = {}
         self.lenses: list[Lens | None] = []
+        self.said: dict[int, Tensor] = {}  # points -> sum of the outcomes' probabilities, (V,)
         self.perturbed: set[int] = set()  # points that ran through perturbed layers
         self.ran: set[tuple[int, int]] = set()  # variants, and layers that have such a part
 
@@ -205,7 +212,7 @@ class _Work:
             run.states.append(_at(run.sheet, run.clean))
             given = run.stream.cross(index, run.clean)
             gave = run.stream.run_slot(index, given)
-            self._count(run)
+            self._count(run, index)
             if not bool(gave.isfinite().all()):
                 raise _not_finite(self.model, index, layer)
             passed.append((given, gave))
@@ -217,14 +224,14 @@ class _Work:
             if run.sheet.perturbed:
                 for key, hidden in run.variants.items():
                     run.variants[key] = run.stream.run(hidden, index, index + 1)
-                    self._count(run)
+                    self._count(run, index)
                 for w, variant in enumerate(self.variants):
                     if not has_part(layer, variant.part):
                         continue
                     changed = perturbed(variant, run.stream, index, given, gave, stand)
                     run.variants[w, index] = changed
                     if variant.reruns:
-                        self._count(run)
+                        self._count(run, index)
 
     def _stand(self, runs: Sequence[_Run], passed: Sequence[tuple[Tensor, Tensor]]) -> Stand | None:
         """The linear map closest to a layer, if a variant wants it.
@@ -240,10 +247,17 @@ class _Work:
         ]
         given, gave = (torch.cat(side) for side in zip(*pairs, strict=True))
         update = fit_lens(given, gave - given)
+        self._spent(self.effort.fit(len(given)))
         return lambda hidden: hidden + update(hidden)
 
-    def _count(self, run: _Run) -> None:
-        self.done += run.sheet.tokens.numel()
+    def _count(self, run: _Run, index: int) -> None:
+        """A sheet has passed a layer."""
+        tokens = run.sheet.tokens.numel()
+        self.layer_tokens += tokens
+        self._spent(tokens * self.effort.layers[index])
+
+    def _spent(self, effort: int) -> None:
+        self.done += effort
         self.tell(self.done)
 
     def _fit_lenses(self, runs: Sequence[_Run]) -> None:
@@ -253,6 +267,7 @@ class _Work:
         for depth in range(self.depth + 1 if fitted else 0):
             states = torch.cat([run.states[depth] for run in fitted])
             self.lenses.append(fit_lens(states, torch.cat(ends)))
+            self._spent(self.effort.fit(len(states)))
 
     def _read_out(self, run: _Run) -> None:
         """All that is asked of a sheet's points, with the head in memory."""
@@ -264,27 +279,36 @@ class _Work:
         if points.kind == "text":
             self._add_nats(points.name, run, final)
         clean = _at(sheet, final)
-        for depth, states in enumerate(run.states):
-            for lens, seen in self._views(depth, states, run, clean):
+        self._read_outcome(run, read, clean, targets)
+        for depth, states in enumerate(run.states[:-1]):
+            for lens, seen in self._views(depth, states, run):
                 for part in _chunks(sheet, self.model.config.vocab_size):
-                    logp = stream.logits(seen[None, part])[0].double().log_softmax(-1)
+                    logp = measures.log_softmax(stream.logits(seen[None, part])[0])
                     members = sheet.members[part]
                     read.logp[lens][depth, members] = _of(logp, targets[part]).cpu()
                     read.entropy[lens][depth, members] = measures.entropy(logp).cpu()
+                    self._spent(self.effort.read * len(members))
         if sheet.perturbed and self.variants:
             self.perturbed.add(sheet.points)
             self._compare(run, read, clean, targets)
-        for part in _chunks(sheet, self.model.config.vocab_size):
-            best = stream.logits(clean[None, part])[0].argmax(-1)
-            read.correct[sheet.members[part]] = (best == targets[part]).cpu()
 
-    def _views(
-        self, depth: int, states: Tensor, run: _Run, clean: Tensor
-    ) -> Iterator[tuple[str, Tensor]]:
+    def _read_outcome(self, run: _Run, read: Read, clean: Tensor, targets: Tensor) -> None:
+        """What the model says at the end, which every lens sees as it is."""
+        sheet = run.sheet
+        assert sheet.points is not None
+        for part in _chunks(sheet, self.model.config.vocab_size):
+            logits = run.stream.logits(clean[None, part])[0]
+            logp, members = measures.log_softmax(logits), sheet.members[part]
+            for lens in LENSES:
+                read.logp[lens][self.depth, members] = _of(logp, targets[part]).cpu()
+                read.entropy[lens][self.depth, members] = measures.entropy(logp).cpu()
+            read.correct[members] = (logits.argmax(-1) == targets[part]).cpu()
+            said = logp.exp().sum(0, dtype=torch.float64)
+            self.said[sheet.points] = self.said.get(sheet.points, 0.0) + said
+            self._spent(self.effort.read * len(members))
+
+    def _views(self, depth: int, states: Tensor, run: _Run) -> Iterator[tuple[str, Tensor]]:
         """What the head is given at a depth, through each lens that can look there."""
-        if depth == self.depth:
-            yield from ((lens, clean) for lens in LENSES)
-            return
         width = self.model.config.donor_config(self.model.config.head).hidden_size
         if states.shape[-1] == width:
             yield LOGIT, _normed(run, states)
@@ -302,15 +326,16 @@ class _Work:
             ends[key] = _at(sheet, stream.norm(stream.cross(self.depth, hidden)))
         for part in _chunks(sheet, self.model.config.vocab_size):
             members = sheet.members[part]
-            logp = stream.logits(clean[None, part])[0].double().log_softmax(-1)
+            logp = measures.log_softmax(stream.logits(clean[None, part])[0])
             for (w, layer), end in ends.items():
-                logq = stream.logits(end[None, part])[0].double().log_softmax(-1)
+                logq = measures.log_softmax(stream.logits(end[None, part])[0])
                 js = measures.jensen_shannon(logp, logq)
                 # An outcome that is no number (16 bits overflow) has nothing of the clean one.
                 read.js[w, layer, members] = js.nan_to_num(measures.LN2).cpu()
                 rise = _of(logp, targets[part]) - _of(logq, targets[part])
                 read.loss[w, layer, members] = rise.cpu()
                 self.ran.add((w, layer))
+                self._spent(self.effort.compare * len(members))
 
     def _add_nats(self, name: str, run: _Run, final: Tensor) -> None:
         """Loss over all of the tokens of a text."""
@@ -321,14 +346,17 @@ class _Work:
                 stop = min(start + step, length - 1)
                 logits = run.stream.logits(final[row : row + 1, start:stop])[0]
                 targets = run.stream.tokens[row, start + 1 : stop + 1]
-                losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-                total += float(losses.double().sum())
+                total -= float(_of(measures.log_softmax(logits), targets).sum())
+            self._spent(self.effort.read * length)
             self.nats.setdefault(name, []).append((total, max(0, length - 1 - run.sheet.start)))
 
     def swept(self) -> Swept:
         nothing = torch.zeros(3, 0, dtype=torch.float64)
         flow = torch.stack([torch.cat([nothing, *layer], 1) for layer in self.flow])
         for i, read in enumerate(self.read):
+            if i in self.said:
+                mean = self.said[i].cpu() / len(self.points[i])
+                read.base = mean.log()[self.points[i].targets]
             if i not in self.perturbed:
                 read.js = read.loss = None
         r2 = [torch.nan if lens is None else lens.r2 for lens in self.lenses]
@@ -340,7 +368,7 @@ class _Work:
             growth=growth,
             nats=self.nats,
             lens_r2=torch.tensor(r2, dtype=torch.float64),
-            layer_tokens=self.done,
+            layer_tokens=self.layer_tokens,
             variants=len(self.ran),
         )
 
@@ -351,7 +379,16 @@ def _at(sheet: Sheet, hidden: Tensor) -> Tensor:
 
 
 def _of(logp_NV: Tensor, targets_N: Tensor) -> Tensor:
-    return logp_NV.gather(-1, targets_N[:, None])[:, 0]
+    return logp_NV.gather(-1, targets_N[:, None])[:, 0].double()
+
+
+def _effort(parts: Parts) -> Effort:
+    config = parts.model.config
+    return Effort.of(
+        [sum(p.numel() for p in layer.parameters()) for layer in parts.model.model.layers],
+        width=max(config.donor_config(name).hidden_size for name in config.donors),
+        vocabulary=config.vocab_size,
+    )
 
 
 def _normed(run: _Run, states: Tensor) -> Tensor:

@@ -19,25 +19,29 @@ DEFINITIONS = {
     "sensitivity": "mean Jensen-Shannon divergence between the model's next-token distributions "
     "without and with one layer (or its mixer, or its MLP) perturbed, over scored positions of "
     "held-out text and over seeds; in nats, at most ln 2",
-    "low, high": "percentile bootstrap over stretches of text and seeds, 90 %",
-    "agreement": "share of the bootstrap's resamples in which the same layer is the most sensitive",
+    "low, high": "interval of 90 %, over stretches of text and, where a perturbation draws, over "
+    "seeds, by the t distribution of each; none for one draw or one stretch",
+    "agreement": "share of the resamples from those distributions in which the same layer is the "
+    "most sensitive",
     "spread": "largest sensitivity of a layer over the smallest",
     "vulnerable": "the layer of the largest sensitivity; undecided where the spread is below 2 or "
-    "the agreement below 0.8",
+    "the agreement below 0.8, and always for one draw of a random perturbation",
     "loss_rise": "mean rise of the loss at the scored positions when the layer is perturbed",
     "value": "loss_rise with the layer replaced by the linear map that comes closest to it",
     "logit lens": "final norm and head, applied to the stream at a depth as it is",
     "ridge lens": "the same behind an affine map from that depth's stream to the last one's, "
     "fitted by ridge regression on text that is not scored",
     "particle": "task particle: on items that the model answers correctly, the first depth from "
-    "which on at least half of the rise of log p(answer) from depth 0 to the last is there for "
-    "good; the median over items. Undecided with fewer than 5 correct items, where accuracy is not "
-    "two standard errors above chance, or where the lenses differ by more than a quarter of the "
-    "depth",
-    "jump": "depth behind the layer that raises the mean p(answer) most",
-    "absolute": "first depth at which the mean p(answer) lies 0.1 above that at depth 0",
-    "outstanding": "first depth whose jump of the mean p(answer) lies two standard deviations "
-    "above the mean jump",
+    "which on at least half of the rise of log p(answer) from its base to the last depth is there "
+    "for good; the median over items. Undecided with fewer than 5 correct items or fewer than 5 on "
+    "which p(answer) rises, where accuracy is not two standard errors above chance, or where the "
+    "lenses differ by more than a quarter of the depth",
+    "base": "p(answer) of a model that knows the set and not the item: the last depth's "
+    "distribution, averaged over all items of the set; here the mean over correct items",
+    "jump": "depth behind the layer that raises p(answer) most; here and in the next two it is "
+    "what p(answer) lies above its base, nothing where it lies below; mean over items",
+    "absolute": "first depth at which it is 0.1",
+    "outstanding": "first depth whose jump lies two standard deviations above the mean jump",
     "chance": "share of the commonest answer token: what always saying one thing would score",
     "influence": "block influence: 1 - cosine between what a layer is given and what it gives",
     "angle": "angle between the two, in units of pi",
@@ -132,6 +136,7 @@ class Set(_Part):
     correct: int
     accuracy: float | None
     chance: float | None
+    base: float | None  # p(answer) if the item is not known, mean over the correct ones
     lenses: dict[str, Lens]
     particle: float | None  # decided: see `why`
     lenses_differ: bool  # by more than a quarter of the depth
@@ -159,7 +164,7 @@ class Curve(_Part):
     low: list[float | None]
     high: list[float | None]
     loss_rise: list[float | None]
-    loss_error: list[float | None]  # standard error of `loss_rise` over stretches of text
+    loss_error: list[float | None]  # standard error of `loss_rise`, over stretches and seeds
     agreement: float | None
     spread: float | None  # None: some layer does nothing at all, and others do
     vulnerable: int | None
@@ -227,7 +232,7 @@ class Trace(_Part):
 class Document(_Part):
     """trace.json."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     hybridize: str  # version
     versions: dict[str, str]
     definitions: dict[str, str] = DEFINITIONS

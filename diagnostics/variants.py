@@ -47,6 +47,11 @@ class Variant:
         return str(load_plugin("perturbations", self.kind).ACTS_ON)
 
     @property
+    def random(self) -> bool:
+        """Whether it draws: other seeds perturb in other ways."""
+        return bool(load_plugin("perturbations", self.kind).RANDOM)
+
+    @property
     def reruns(self) -> bool:
         """Whether the layer itself must run again, other than for an update or its output."""
         return self.part != LAYER or self.acts_on in ("input", "weights")

@@ -146,11 +146,16 @@ def _stability(trace: Trace) -> list[Estimate]:
     curve = trace.headline
     mean = [value or 0.0 for value in curve.mean]
     most = max(mean) or 1.0
-    widths = [(b or 0.0) - (a or 0.0) for a, b in zip(curve.low, curve.high, strict=True)]
     return [
-        Estimate(1 - value / most, width / (2 * QUANTILE) / most)
-        for value, width in zip(mean, widths, strict=True)
+        Estimate(1 - value / most, _error(low, high) / most)
+        for value, low, high in zip(mean, curve.low, curve.high, strict=True)
     ]
+
+
+def _error(low: float | None, high: float | None) -> float:
+    """Standard error behind an interval; without one, as of any value that there can be."""
+    width = math.log(2) if low is None or high is None else high - low
+    return width / (2 * QUANTILE)
 
 
 def _value(trace: Trace) -> list[Estimate]:

@@ -180,8 +180,9 @@ def _sensitivity_tip(
     mean = curve.mean[slot]
     if mean is None:
         return f"{_slot_words(trace, slot)}\nno {curve.part} that can be told from the rest"
-    ends = f"({number(curve.low[slot], 3)} to {number(curve.high[slot], 3)})"
-    lines = [_slot_words(trace, slot), f"sensitivity {_nats(mean)} {ends}"]
+    low, high = curve.low[slot], curve.high[slot]
+    ends = "" if low is None or high is None else f" ({number(low, 3)} to {number(high, 3)})"
+    lines = [_slot_words(trace, slot), f"sensitivity {_nats(mean)}{ends}"]
     return "\n".join(lines + [f"{c.on} {_nats(c.mean[slot])}" for _, c in others])
 
 
@@ -203,7 +204,8 @@ def _lens_panel(found: Set) -> Panel:
     where = "undecided" if found.particle is None else f"{found.particle:g}"
     return Panel(
         title=found.name,
-        note=f"{found.correct} of {found.readable} items correct; task particle: {where}",
+        note=f"{found.correct} of {found.readable} items correct; task particle: {where}; base: "
+        f"{number(found.base)}",
         x="depth",
         unit="p(answer)",
         y=linear_axis(p for lens in lenses.values() for p in lens.p),

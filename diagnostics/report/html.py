@@ -84,8 +84,8 @@ def _sensitivity(trace: Trace, axis: Axis, colours: Mapping[str, str]) -> Iterat
     yield (
         f"<h3>Sensitivity of the slots</h3><p>On {scale} scale, the same for all models of this "
         f"page; whiskers are {trace.settings.level:.0%} intervals, those of the loss one standard "
-        "error. Triangle: the vulnerable slot, where one is decided. Open dot: below the scale. "
-        "×: no such part in this slot.</p>"
+        "error; one draw alone has none. Triangle: the vulnerable slot, where one is decided. Open "
+        "dot: below the scale. ×: no such part in this slot.</p>"
     )
     if styles := figures.dashes(trace):
         yield line_legend((f"on {name} alone", style) for name, style in styles.items())
@@ -110,7 +110,8 @@ def _tasks(trace: Trace) -> Iterator[str]:
         return
     yield (
         "<p>Probability of the answer by depth, mean over the items answered correctly. Each panel "
-        "has a scale of its own; the dotted line is the task particle. In a gap the lens cannot "
+        "has a scale of its own; the dotted line is the task particle. Base: probability of the "
+        "answer if the item is not known, from which its rise is counted. In a gap the lens cannot "
         "read the stream.</p>"
     )
     yield line_legend(LENSES) + panels(lenses)

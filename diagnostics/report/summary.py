@@ -87,13 +87,17 @@ def _contenders(curve: Curve) -> list[str]:
     if not found:
         return []
     largest = max(found)[1]
+    if curve.low[largest] is None:
+        return []
     floor = curve.low[largest] or 0.0
     close = [i for _, i in sorted(found, reverse=True) if (curve.high[i] or 0.0) >= floor]
     return [f"slot {i} with {_interval(curve, i)}" for i in close[:3]] if len(close) > 1 else []
 
 
 def _interval(curve: Curve, slot: int) -> str:
-    return f"{number(curve.mean[slot])} ({number(curve.low[slot])} to {number(curve.high[slot])})"
+    low, high = curve.low[slot], curve.high[slot]
+    ends = "" if low is None or high is None else f" ({number(low)} to {number(high)})"
+    return f"{number(curve.mean[slot])}{ends}"
 
 
 def _name(curve: Curve, headline: Curve) -> str:

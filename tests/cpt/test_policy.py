@@ -544,7 +544,7 @@ def a_trace(stack: Stack, slots: int | None = 2, **model: Any) -> dict[str, Any]
 
 
 def test_auto_follows_the_trace_and_says_that_it_is_a_prior(hybrid: Stack, deep: Stack) -> None:
-    document = {"format": 1, "models": [a_trace(deep), a_trace(hybrid, slots=3)]}
+    document = {"format": 2, "models": [a_trace(deep), a_trace(hybrid, slots=3)]}
     prior = auto(document, hybrid)
     assert prior.entries == ["bridges", {"shallow": 3}]
     assert prior.reason == "prior, not measured: slots 0-1 hold 60%"
@@ -553,7 +553,7 @@ def test_auto_follows_the_trace_and_says_that_it_is_a_prior(hybrid: Stack, deep:
 
 def test_auto_tells_twins_apart_by_their_folder(deep: Stack) -> None:
     twins = [a_trace(deep, 1), a_trace(deep, 5, source=str(deep.folder), name="n")]
-    assert auto({"format": 1, "models": twins}, deep).entries == [{"shallow": 5}]
+    assert auto({"format": 2, "models": twins}, deep).entries == [{"shallow": 5}]
 
 
 @pytest.mark.parametrize(
@@ -575,7 +575,7 @@ def test_auto_refuses_a_trace_that_cannot_say(
         "twins": [a_trace(deep), a_trace(deep, name="n")],
     }[which]
     with pytest.raises(HybridizeError) as caught:
-        auto({"format": 2 if which == "format" else 1, "models": models}, deep)
+        auto({"format": 1 if which == "format" else 2, "models": models}, deep)
     (finding,) = caught.value.findings
     assert finding.found == found.format(folder=deep.folder)
     assert finding.fix

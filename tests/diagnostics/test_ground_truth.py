@@ -210,21 +210,25 @@ WRITERS = (
     "llama", "qwen3", "gemma2", "olmo2", "gpt_neox", "granite", "mamba", "mamba2", "qwen3_next",
     "olmo_hybrid", "jamba", "falcon_h1", "nemotron_h", "lfm2", "recurrent_gemma",
 )  # fmt: skip
-ANSWER = 7
+ANSWERS = (12, 8)
+KINDS = torch.tensor([[5] * 6, [40] * 6])  # rows of one token each, the first and the second kind
 
 
 @torch.no_grad()
-def with_writer(model_type: str, layer: int | None) -> PreTrainedModel:
+def with_writer(
+    model_type: str, layer: int | None, *, loud: float = 2.0, **config: Any
+) -> PreTrainedModel:
     """A model of which one layer alone says the answer, at the last position; None: no layer.
 
-    All tokens are embedded alike, so that all that a layer is given is known: its last output
-    projection turns just that into the row of the head that says the answer.
+    It is asked two kinds of rows, so that all that a layer is given is known: its last output
+    projection turns each of both into the row of the head that says its answer.
+
+    Args:
+        loud: what the head is multiplied by.
     """
-    model = silenced(tiny_model(model_type, tie_word_embeddings=False))
-    embedding: Any = model.get_input_embeddings()
+    model = silenced(tiny_model(model_type, **config))
     head: Any = model.get_output_embeddings()
-    embedding.weight[:] = embedding.weight[0].clone()
-    head.weight.mul_(2)
+    head.weight.mul_(loud)
     if layer is None:
         return model
     module = layers_of(model, DEPTH)[layer]
@@ -235,13 +239,22 @@ def with_writer(model_type: str, layer: int | None) -> PreTrainedModel:
     )
     given: list[Tensor] = []
     handle = output.register_forward_pre_hook(
-        lambda _, args: given.append(args[0].flatten(0, -2)[-1])
+        lambda _, args: given.append(args[0].view(*KINDS.shape, -1)[:, -1])
     )
-    model(some_tokens(1, 6), use_cache=False)
+    model(KINDS, use_cache=False)
     handle.remove()
-    (x,) = given
-    output.weight[:] = torch.outer(10 * head.weight[ANSWER], x / x.square().sum())
+    wanted = 10 * head.weight[list(ANSWERS)]
+    output.weight[:] = (torch.linalg.pinv(given[0].double()) @ wanted.double()).T.float()
     return model
+
+
+def two_kinds() -> tuple[Tensor, Tensor, Tensor]:
+    """Three rows of each kind, their answers, and the positions at which they are asked."""
+    tokens = KINDS.repeat_interleave(3, 0)
+    targets = torch.tensor(ANSWERS).repeat_interleave(3)[:, None].expand_as(tokens)
+    last = torch.zeros_like(tokens)
+    last[:, -1] = 1
+    return tokens, targets, last
 
 
 @pytest.mark.parametrize("model_type", WRITERS)
@@ -249,19 +262,17 @@ def test_a_layer_that_writes_the_answer_is_found_at_every_depth(
     tmp_path: Path, model_type: str
 ) -> None:
     """The particle, and what skipping does: the model with the layer beside that without."""
-    tokens = some_tokens(6, 6)
-    targets = torch.full_like(tokens, ANSWER)
-    last = torch.zeros_like(tokens)
-    last[:, -1] = 1
-
+    tokens, targets, last = two_kinds()
     ends = slice(tokens.shape[1] - 1, None, tokens.shape[1])  # of the rows, one after another
-    without = says(with_writer(model_type, None), tokens)[ends]
-    assert bool((without.argmax(-1) != ANSWER).all())
+    untied = {"tie_word_embeddings": False}
+    without = says(with_writer(model_type, None, **untied), tokens)[ends]
+    assert bool((without.argmax(-1) != targets[:, -1]).all())
     for k in range(DEPTH):
-        model = with_writer(model_type, k)
+        model = with_writer(model_type, k, **untied)
         found = ask(opened(model, tmp_path / str(k)), tokens, targets, places=last)
         task, clean = found.task, says(model, tokens)[ends]
         assert task.correct == len(tokens)
+        assert task.base == pytest.approx(float(clean[:, list(ANSWERS)].exp().mean()), rel=1e-5)
         assert task.lenses["logit"].quartiles == [k + 1] * 3
         assert task.lenses["logit"].jump == task.lenses["logit"].absolute == k + 1
         expected = [0.0] * DEPTH
@@ -270,6 +281,42 @@ def test_a_layer_that_writes_the_answer_is_found_at_every_depth(
         assert found.js[0].tolist() == pytest.approx(expected, abs=1e-6)
         assert [i for i, js in enumerate(found.js[0].tolist()) if js] == [k]
         assert found.curve().vulnerable == k
+
+
+#: Heads that are tied to the embedding: plain, behind a scaled embedding, scaled, soft-capped.
+TIED = (
+    "llama", "qwen3", "gemma", "granite", "cohere", "gpt_neox", "mamba", "falcon_h1", "lfm2",
+    "recurrent_gemma",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", TIED)
+def test_a_tied_head_that_says_the_last_token_again_has_no_say(
+    tmp_path: Path, model_type: str
+) -> None:
+    """From what it says of the answer before layer 0, any layer would be half of the way."""
+    tokens, targets, last = two_kinds()
+    model = with_writer(
+        model_type, 2, loud=30.0 if model_type == "cohere" else 4.0, tie_word_embeddings=True
+    )
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    task = ask(opened(model, tmp_path), tokens, targets, places=last).task
+    lens = task.lenses["logit"]
+    assert task.correct == len(tokens)
+    assert lens.logp[0] is not None
+    assert task.base is not None
+    assert lens.logp[0] < math.log(task.base) - 1
+    assert lens.quartiles == [3] * 3
+    assert lens.jump == lens.absolute == 3
+
+
+def test_an_answer_that_every_item_has_is_no_knowledge(tmp_path: Path) -> None:
+    """Written by a layer and always right: yet nothing rises over what the set alone says."""
+    tokens, targets, last = (rows[:3].repeat(2, 1) for rows in two_kinds())
+    model = with_writer("llama", 1, tie_word_embeddings=False)
+    task = ask(opened(model, tmp_path), tokens, targets, places=last).task
+    assert (task.correct, task.particle) == (6, None)
+    assert task.why == "undecided: knowing the item raises p(answer) on no item"
 
 
 # ---- A Llama that multiplies two bits of each token --------------------------------------------

@@ -66,6 +66,7 @@ def a_set(name: str, depth: int, *, correct: int = 24, particle: float | None = 
     return Set(
         name=name, kind="task", title=f"does it do {name}", source="by hand", blake3="b" * 64,
         items=48, readable=48, correct=correct, accuracy=correct / 48, chance=0.125,
+        base=0.125,
         lenses={lens: a_lens(depth, particle) for lens in ("logit", "ridge")},
         particle=particle, lenses_differ=False,
         why=why if particle is None else f"over {correct} items; half of them between 1 and 1.5",
@@ -133,7 +134,7 @@ def empty(trace: Trace) -> Trace:
     blind = a_lens(len(slots), None).model_copy(
         update={n: [None, *none] for n in ("p", "logp", "entropy")} | {"jump": None}
     )
-    lost = {"accuracy": None, "chance": None, "correct": 0, "readable": 0}
+    lost = {"accuracy": None, "chance": None, "base": None, "correct": 0, "readable": 0}
     lost |= {"lenses": {"logit": blind, "ridge": blind}, "particle": None}
     lost |= {"why": "undecided: the tokenizer has no words for any of the items"}
     return changed(
