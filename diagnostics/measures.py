@@ -67,7 +67,7 @@ def entropy(logp_NV: Tensor) -> Tensor:
 def _blocks(*values_NV: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same part of a vocabulary of several tensors, one part after the other."""
     size = max(1, BLOCK // max(1, len(values_NV[0])))
-    return zip(*(values.split(size, -1) for values in values_NV), strict=True)
+    return zip(*(torch.split(values, size, -1) for values in values_NV), strict=True)
 
 
 @dataclass(frozen=True)
