@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -23,12 +25,21 @@ def trace_table(trace: Trace) -> RenderableType:
         f"{model.name}: {model.model_type}, {len(trace.slots)} slots, "
         f"{count(model.parameters)} parameters"
     )
-    words = "\n".join(f"- {sentence}" for sentence in summary(trace))
     held_out = Text(f"held-out loss, nats per byte: {losses(trace)}")
     parts: list[RenderableType] = [Text(title, style="bold"), *_how(trace), held_out, Text()]
     parts += [_slots(trace), _legend(trace), Text()]
     parts += [_sets(trace), Text()] if trace.sets else []
-    return Group(*parts, Text(words), Text())
+    return Group(*parts, _sentences(summary(trace)), Text())
+
+
+def _sentences(listed: Iterable[str]) -> Table:
+    """A dash before each, and what does not fit its line below its beginning."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for _ in range(2):
+        table.add_column()
+    for sentence in listed:
+        table.add_row("-", Text(sentence))
+    return table
 
 
 def _how(trace: Trace) -> list[Text]:
@@ -57,10 +68,12 @@ def _slots(trace: Trace) -> Table:
     headings += [name for name, part in parts.items() if part]
     table = _table(*headings, "influence", "growth")
     largest = max((mean for mean in curve.mean if mean is not None), default=0.0)
+    above = None
     for slot in trace.slots:
         i = slot.slot
         marked = i == curve.vulnerable
-        cells = [_label(slot, marked=marked), _origin(slot)]
+        cells = [_label(slot, marked=marked), _origin(slot, named=slot.donor != above)]
+        above = slot.donor
         cells += [_cut(mixer_kind(slot), KIND)]
         cells += [_nats(curve.mean[i]), bar(curve.mean[i], largest), _interval(curve, i)]
         cells += [_nats(part.mean[i]) for part in parts.values() if part]
@@ -124,10 +137,15 @@ def _cut(name: str, most: int) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def _origin(slot: Slot) -> str:
-    """The origin with the donor's name cut, so that layer and bridge stay to be seen."""
+def _origin(slot: Slot, *, named: bool) -> str:
+    """The origin with the donor's name cut, so that layer and bridge stay to be seen.
+
+    Args:
+        named: False where the slot below is of the same donor: then the name is left out.
+    """
     room = NAME - len(origin(slot)) + len(slot.donor)
-    return origin(slot.model_copy(update={"donor": _cut(slot.donor, max(1, room))}))
+    name = _cut(slot.donor, max(1, room))
+    return origin(slot.model_copy(update={"donor": name if named else " " * len(name)}))
 
 
 def _nats(value: float | None) -> str:
