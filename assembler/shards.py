@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridize.checkpoint import BITS, SINGLE, TensorHeader, write_header
+from hybridize.checkpoint import ALIGNMENT, BITS, SINGLE, TensorHeader, write_header
 
 ZEROS = "zeros"
 
@@ -81,8 +81,9 @@ class Shard:
 def lay_out(outputs: Sequence[Output], shard_size: int) -> list[Shard]:
     """Distribute tensors over files of at most `shard_size` bytes (more only for a single tensor).
 
-    Within a file the widest dtypes come first, as safetensors itself does, so that every tensor
-    lies at a multiple of its item size.
+    Within a file, tensors whose size is a multiple of `ALIGNMENT` come first, then those of a
+    multiple of half of it, and so on: nearly all lie aligned when the file is mapped, and every one
+    at a multiple of its item size.
     """
     groups: list[list[Output]] = [[]]
     size = 0
@@ -97,7 +98,7 @@ def lay_out(outputs: Sequence[Output], shard_size: int) -> list[Shard]:
         f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)
     ]  # fmt: skip
     return [
-        Shard(name, tuple(sorted(group, key=lambda o: -BITS[o.dtype])))
+        Shard(name, tuple(sorted(group, key=lambda o: -math.gcd(o.nbytes, ALIGNMENT))))
         for name, group in zip(names, groups, strict=True)
     ]
 

@@ -20,6 +20,7 @@ from hybridize.files import State, is_file_name, opened, read_bytes, refuse_chan
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 DEEPEST = 100  # levels of a JSON file
+ALIGNMENT = 64  # bytes, as torch allocates: where a tensor lies decides how some kernels round
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 LFS = b"version https://git-lfs.github.com/spec/"
 LFS_FOUND, LFS_FIX = "a Git LFS pointer", "run `git lfs pull` in the repository it was cloned to"
@@ -340,6 +341,8 @@ def _broken(file: Path, found: str) -> HybridizeError:
 def write_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
     """The header bytes of a safetensors file; its tensors follow in this order without gaps.
 
+    The first begins at a multiple of `ALIGNMENT`.
+
     Args:
         tensors: (name, dtype, shape, number of bytes) of each.
     """
@@ -353,5 +356,5 @@ def write_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> by
         }
         offset += nbytes
     raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
+    raw += b" " * (-(8 + len(raw)) % ALIGNMENT)
     return len(raw).to_bytes(8, "little") + raw
