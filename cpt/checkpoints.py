@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there (torch side).
 
-A checkpoint holds the tensors that learn, the optimizer's moments of them, the generators' states,
-and a manifest with the hash of each file, the plan, and the hash of the base that all else is in.
+A checkpoint holds the tensors that learn, the optimizer's moments of them, and a manifest with the
+hash of each file, the plan, and the hash of the base that all else is in.
 It is written under another name and then renamed. Tensors lie in it whole, however many processes
 there were.
 """
@@ -9,12 +9,15 @@ there were.
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -119,7 +122,25 @@ def save_state(state: State, file: Path, *, place: Path, step: int) -> None:
             fix="lower the learning rate; the last checkpoint is from before",
             place=str(place),
         )
-    save_file(state, file)
+    write_tensors(state, file)
+
+
+def write_tensors(state: State, file: Path) -> None:
+    """As safetensors does it, with the system's own error: a full disk, say.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        save_file(state, file)
+    except SafetensorError as error:
+        raise as_of_system(str(error), file) or error from None
+
+
+def as_of_system(said: str, file: Path) -> OSError | None:
+    """The system's error out of a text that names its number; None: it names none."""
+    found = re.search(r"(?:os error|Errno) (\d+)", said)
+    return found and OSError(int(found[1]), os.strerror(int(found[1])), str(file))
 
 
 def moments_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> State:

@@ -101,6 +101,23 @@ def join(engine: str, device: str) -> None:
         PartialState(cpu=uses_cpu(engine, device), timeout=PATIENCE)
 
 
+def check_wrapped(model: Any) -> None:
+    """See that the layers which accelerate's configuration wants to shard are in the model.
+
+    Raises:
+        HybridizeError: it has none of that name.
+    """
+    wanted = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(",")
+    there = {type(module).__name__ for module in model.modules()}
+    missing = [name for name in map(str.strip, wanted) if name and name not in there]
+    if missing:
+        slots = ",".join(sorted({type(layer).__name__ for layer in model.model.layers}))
+        raise HybridizeError(
+            f"accelerate is to wrap layers of class {missing[0]}, and the model has none",
+            fix=f"write fsdp_transformer_layer_cls_to_wrap: {slots}, or leave it out",
+        )
+
+
 def uses_cpu(engine: str, device: str) -> bool:
     """What accelerate is to be told; of DeepSpeed it takes a yes for a no to DeepSpeed."""
     return device == "cpu" and engine != DEEPSPEED

@@ -21,6 +21,7 @@ from hybridize.assembler.manifest import read_manifest, sealed
 from hybridize.assembler.staging import MANIFEST
 from hybridize.assembler.tensors import TORCH
 from hybridize.checkpoint import TensorHeader, open_checkpoint
+from hybridize.cpt.checkpoints import as_of_system
 from hybridize.cpt.metrics import FILE as METRICS
 from hybridize.errors import HybridizeError
 from hybridize.files import State, refuse_changed
@@ -53,7 +54,7 @@ def export(
         not moved.
     """
     shutil.rmtree(staged, ignore_errors=True)
-    shutil.copytree(base, staged)
+    _copy(base, staged)
     headers = open_checkpoint(staged).tensors
     still, hashes = [], {}
     for name, tensor in trained.items():
@@ -68,6 +69,15 @@ def export(
         raise HybridizeError("appeared meanwhile", place=str(out))
     staged.rename(out)
     return still
+
+
+def _copy(base: Path, staged: Path) -> None:
+    """Copy a folder; of errors the first is raised, as the system has it."""
+    try:
+        shutil.copytree(base, staged)
+    except shutil.Error as error:
+        _, target, said = error.args[0][0]
+        raise as_of_system(str(said), Path(target)) or error from None
 
 
 def _bytes(tensor: Tensor, header: TensorHeader) -> bytes:

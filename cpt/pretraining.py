@@ -117,6 +117,8 @@ def _train_stages(
 def _open(plan: CptPlan, work: Path, how: How, identity: Identity) -> tuple[Run, Names]:
     """Text in rows, and what all stages share."""
     tuned = open_model(plan.stack.folder, "cpu" if how.engine == engine.FSDP else how.device)
+    if how.engine == engine.FSDP:
+        engine.check_wrapped(tuned.model)
     for stage in plan.stages:
         tuned.names.learning(stage.policy)  # else a later stage would fail after hours
     packed = engine.by_main(lambda: isolates(tuned, plan.spec.length))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainingArguments
 
@@ -353,7 +353,7 @@ class _Stage:
 
     def _keep(self, state: State) -> None:
         """What was trained; it counts once a result lies beside it."""
-        save_file(state, self.folder / DONE)
+        checkpoints.write_tensors(state, self.folder / DONE)
 
     def _publish(self, result: StageResult) -> None:
         noted = {name: value for name, value in asdict(result).items() if name != "file"}

@@ -6,6 +6,7 @@ wrong is not taken; its checkpoints are those of `checkpoints`; the engine is se
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedDataParallelKwargs
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -259,16 +260,17 @@ class CptTrainer(Trainer):
         tuned: Any = self.model
         state = trained_state(tuned)
         moments = self._moments(staged)
-        self._save_rng_state(str(staged))
         engine.barrier()
 
         def write(folder: Path) -> None:
             file = folder / checkpoints.TRAINED
             checkpoints.save_state(state, file, place=self.folder, step=step)
             if moments:
-                save_file(moments, folder / checkpoints.MOMENTS)
+                checkpoints.write_tensors(moments, folder / checkpoints.MOMENTS)
             schedule: Any = self.lr_scheduler
-            torch.save(schedule.state_dict(), folder / "scheduler.pt")
+            content = io.BytesIO()  # torch says of a file only that it could not be written
+            torch.save(schedule.state_dict(), content)
+            (folder / "scheduler.pt").write_bytes(content.getvalue())
             self.state.save_to_json(str(folder / "trainer_state.json"))
 
         note = {"training": self.wanted.identity, "stage": self.wanted.stage, "step": step}

@@ -6,6 +6,7 @@ at once, so that a training that is broken off and goes on reads the same bytes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,7 +78,8 @@ class Prefix:
             check_disk(self.file.parent, nbytes, fix="write cache_prefix: false under cpt")
             for file, shape in sizes:
                 with file.open("ab") as growing:
-                    growing.truncate(shape[0] * shape[1])
+                    # Room that is only promised would end a full disk's writer by SIGBUS.
+                    os.posix_fallocate(growing.fileno(), 0, shape[0] * shape[1])
 
         engine.by_main(make_room)
         self._bytes, marks = (np.memmap(f, np.uint8, "r+", shape=shape) for f, shape in sizes)
