@@ -14,6 +14,7 @@ from hybridize.assembler.donors import Donor
 from hybridize.assembler.plan import Plan
 from hybridize.assembler.prover import Prover
 from hybridize.assembler.special_tokens import EOS, GENERATION, KEYS, agreed, generation_of
+from hybridize.assembler.tokenizer_files import CONFIG, tokenizer_code
 from hybridize.assembler.vocabulary import refuse_head, refuse_tokenizer
 from hybridize.checkpoint import encode_floats, read_json
 from hybridize.errors import HybridizeError
@@ -88,8 +89,10 @@ class Carrier:
         stated = self._write_config(folder, config, special)
         self._write_generation(folder, stated, special)
         for file in self.source.tokenizer_files:
-            shutil.copyfile(file, folder / file.name)
-        _forget_path(folder / "tokenizer_config.json")
+            there = folder / file.relative_to(self.source.folder)
+            there.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, there)
+        _forget(folder / CONFIG, code=bool(tokenizer_code(self.source.folder)[1]))
         if self.reading is None:
             return Carried(None, "no tokenizer")
         if read["reason"]:
@@ -139,13 +142,19 @@ class Carrier:
             (folder / GENERATION).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _forget_path(file: Path) -> None:
-    """Leave out where on somebody's machine a tokenizer was once loaded from."""
+def _forget(file: Path, *, code: bool) -> None:
+    """Leave out where on somebody's machine a tokenizer was once loaded from.
+
+    Args:
+        code: leave out the reference to code as well, which is not there.
+    """
     try:
         content = read_json(file)
     except HybridizeError:  # absent, or no JSON: then it is copied as it is
         return
     name = content.get("name_or_path")
-    if isinstance(name, str) and Path(name).is_absolute():
-        kept = {key: value for key, value in content.items() if key != "name_or_path"}
+    here = isinstance(name, str) and Path(name).is_absolute()
+    left_out = {*(["name_or_path"] if here else []), *(["auto_map"] if code else [])}
+    if left_out:
+        kept = {key: value for key, value in content.items() if key not in left_out}
         file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -13,19 +13,14 @@ from hybridize.assembler.architectures import refusal
 from hybridize.assembler.heads import has_head, is_tied, ties
 from hybridize.assembler.hub import from_hub
 from hybridize.assembler.soundness import contradictions, refuse_adapter_alone, unsound
+from hybridize.assembler.tokenizer_files import tokenizer_files
 from hybridize.checkpoint import Checkpoint, open_checkpoint
 from hybridize.errors import Finding, HybridizeError
 from hybridize.files import states_of
 
 ALONE = "model"  # what a model is called in memory that is the hybrid of its own layers
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
-    "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
 POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
-VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 @dataclass(frozen=True)
@@ -92,12 +87,6 @@ class Donor:
         return match[1].strip("'\"") if match and front.startswith("---") else None
 
 
-def tokenizer_files(folder: Path) -> list[Path]:
-    """Files of a model's tokenizer; empty where it has none."""
-    found = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
-    return found if any(file.name in VOCABULARY_FILES for file in found) else []
-
-
 def positions_of(config: Mapping[str, Any]) -> int | None:
     """Tokens that a model was made to read at a time; None if its config does not say."""
     found = (config.get(key) for key in POSITION_KEYS)
@@ -113,7 +102,7 @@ def load_donor(
         HybridizeError: it is broken, cannot be a donor, or says two things of itself.
     """
     refuse_adapter_alone(folder)
-    beside = states_of(folder / name for name in (*TOKENIZER_FILES, "generation_config.json"))
+    beside = states_of([*tokenizer_files(folder), folder / "generation_config.json"])
     checkpoint = open_checkpoint(folder)
     checkpoint = replace(checkpoint, states={**beside, **checkpoint.states})
     _refuse(checkpoint, name, place)

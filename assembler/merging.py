@@ -23,10 +23,11 @@ from typing import Any
 
 from blake3 import blake3
 
-from hybridize.assembler.donors import TOKENIZER_FILES, VOCABULARY_FILES, Donor
+from hybridize.assembler.donors import Donor
 from hybridize.assembler.fingerprints import cache_folder, file_hash
 from hybridize.assembler.merge_file import MergeFile, lost, read_merge_file
 from hybridize.assembler.staging import check_disk
+from hybridize.assembler.tokenizer_files import tokenizer_files
 from hybridize.checkpoint import INDEX, open_checkpoint, weight_files
 from hybridize.console import byte_progress, say, size
 from hybridize.errors import Finding, HybridizeError
@@ -34,7 +35,7 @@ from hybridize.portable import portable, portable_text
 
 FORMAT = 1  # part of the hash; a change to how merges are run wants another number
 LIBRARIES = ("mergekit", "torch", "transformers")
-SMALL_FILES = ("config.json", "generation_config.json", INDEX, *TOKENIZER_FILES)
+SMALL_FILES = ("config.json", "generation_config.json", INDEX)
 GLANCE = 0.5  # seconds between two looks at how far a merge is
 
 
@@ -104,8 +105,9 @@ def _record(merge: MergeFile) -> dict[str, Any]:
 
 def _hashes(donor: Donor) -> dict[str, str]:
     small = [donor.folder / name for name in SMALL_FILES]
-    files = [*(file for file in small if file.exists()), *weight_files(donor.folder)]
-    return {file.name: file_hash(file) for file in files}
+    files = [file for file in small if file.exists()]
+    files += [*donor.tokenizer_files, *weight_files(donor.folder)]
+    return {file.relative_to(donor.folder).as_posix(): file_hash(file) for file in files}
 
 
 def _key(merge: MergeFile, record: dict[str, Any]) -> str:
@@ -227,8 +229,10 @@ def _add_small_files(merge: MergeFile, folder: Path) -> None:
     base = merge.donors[0]
     present = {file.name for file in folder.iterdir()}
     missing = [base.folder / "generation_config.json"]
-    if not merge.new_tokenizer and not present.intersection(VOCABULARY_FILES):
+    if not merge.new_tokenizer and not tokenizer_files(folder):
         missing += base.tokenizer_files
     for file in missing:
-        if file.name not in present and file.exists():
-            shutil.copyfile(file, folder / file.name)
+        name = file.relative_to(base.folder)
+        if name.name not in present and file.exists():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, folder / name)

@@ -21,6 +21,7 @@ from hybridize.assembler.lineage import Lineage, Lineages
 from hybridize.assembler.resolving import resolve_donor
 from hybridize.assembler.special_tokens import contradictions
 from hybridize.assembler.stack import Bridge, Slot, make_slots
+from hybridize.assembler.tokenizer_files import tokenizer_code
 from hybridize.assembler.vocabulary import choose_tokenizer, refuse_other_tokens, uncompared
 from hybridize.checkpoint import TensorHeader
 from hybridize.errors import Finding, HybridizeError
@@ -408,9 +409,19 @@ def _notes(
         if tokenizer.name != name:
             notes.append(f"tokenizer of '{tokenizer.name}' over the embeddings of '{name}'")
         notes += contradictions(tokenizer, embeddings.anatomy.vocabulary)
+        notes += _code_notes(tokenizer)
     if name != head:
         notes.append(f"embeddings of '{name}' and head of '{head}': kept untied")
     return notes
+
+
+def _code_notes(donor: Donor) -> Iterator[str]:
+    found, missing = tokenizer_code(donor.folder)
+    whose = f"the tokenizer of '{donor.name}' has code of its own"
+    if missing:
+        yield f"{whose}, and {', '.join(missing)} is not there: the reference to it is left out"
+    elif found:
+        yield f"{whose}, copied and never run: {', '.join(file.name for file in found)}"
 
 
 def _token_notes(plan: Plan) -> Iterator[str]:

@@ -165,7 +165,9 @@ def _save_anew(source: Path, folder: Path) -> None:
         tokenizer.save_pretrained(saved)
         shutil.copyfile(Path(saved) / FULL, folder / FULL)
         content = read_json(Path(saved) / CONFIG)
-    _write(folder / CONFIG, content | {"tokenizer_class": "TokenizersBackend"})
+    # A path of this machine, and code: what is there of it has been copied, and is not run.
+    kept = {key: value for key, value in content.items() if key not in ("name_or_path", "auto_map")}
+    _write(folder / CONFIG, kept | {"tokenizer_class": "TokenizersBackend"})
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

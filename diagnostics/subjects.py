@@ -15,7 +15,6 @@ from hybridize.assembler.donors import (
     load_donor,
     locate,
     positions_of,
-    tokenizer_files,
 )
 from hybridize.assembler.fingerprints import file_hash
 from hybridize.assembler.heads import without_head
@@ -25,6 +24,7 @@ from hybridize.assembler.outputs import TORCH_NAMES
 from hybridize.assembler.precision import AUTO
 from hybridize.assembler.resolving import resolve_donor
 from hybridize.assembler.staging import MANIFEST
+from hybridize.assembler.tokenizer_files import tokenizer_files
 from hybridize.checkpoint import Checkpoint, open_checkpoint
 from hybridize.console import say
 from hybridize.diagnostics.trace import Model, Slot

@@ -228,6 +228,16 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weights
 
 
+def weights_named(index: Path) -> list[str]:
+    """Files that an index names, as far as it names files beside it.
+
+    Raises:
+        HybridizeError: it is no index.
+    """
+    names = sorted(set(_weight_map(index).values()))
+    return [n for n in names if is_file_name(n) and "/" not in n and n not in (".", "..")]
+
+
 def _inside(folder: Path, name: str, index: Path) -> Path:
     pure = PurePosixPath(name)
     if pure.is_absolute() or len(pure.parts) != 1 or name in ("", ".", ".."):
