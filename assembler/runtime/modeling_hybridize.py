@@ -1163,8 +1163,8 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         )
         kwargs |= {"labels": labels, "logits_to_keep": logits_to_keep, "use_cache": False}
         kwargs["attention_mask"] = attention_mask  # the auxiliary loss passes over padding
-        if out.router_logits is not None:
-            kwargs |= {"output_router_logits": True, "router_logits": self._own(out.router_logits)}
+        if out.router_logits is not None and self._routers_are_own(labels):
+            kwargs |= {"output_router_logits": True, "router_logits": out.router_logits}
         read = self.read_out(out.last_hidden_state, **kwargs)
         return MoeCausalLMOutputWithPast(
             loss=read.loss,
@@ -1182,16 +1182,16 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         shell.training = self.training
         return shell.forward(inputs_embeds=hidden, return_dict=True, **self.accepts(kwargs))
 
-    def _own(self, router_logits: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The router logits, if all are the head donor's: its loss fits no others' experts."""
+    def _routers_are_own(self, labels: Tensor | None) -> bool:
+        """Whether all routers are the head donor's: its auxiliary loss fits no others' experts."""
         owners = {m._hybridize_donor for m, _ in self.model.recordable("router_logits")}
-        if owners != {self.config.head}:
+        if owners != {self.config.head} and labels is not None:
             others = ", ".join(sorted(owners - {self.config.head})) or "no donor"
             raise ValueError(
                 f"output_router_logits: {others} has routers in this stack, but the loss is that "
                 f"of the head donor, {self.config.head}"
             )
-        return router_logits
+        return owners == {self.config.head}
 
 
 HybridConfig.register_for_auto_class()

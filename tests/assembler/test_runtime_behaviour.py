@@ -176,6 +176,10 @@ def test_router_loss_over_another_donors_experts_is_refused(ids: Tensor) -> None
     model = assemble(donors, [("moe", 0), ("head", 1)])
     with pytest.raises(ValueError, match="router"):
         model(ids, labels=ids, output_router_logits=True)
+    out = model(ids, output_router_logits=True)
+    assert len(out.router_logits) == 1
+    assert out.aux_loss is None
+    assert torch.equal(out.logits, model(ids).logits)
 
 
 # ---- modules -----------------------------------------------------------------------------------
