@@ -158,7 +158,10 @@ def _hub_ids(plan: Plan) -> list[str]:
 
 def load_line(plan: Plan, folder: str, what: str = "AutoModelForCausalLM") -> str:
     """The line of Python that loads the result."""
-    remote = ", trust_remote_code=True" if plan.target == "hybrid" else ""
+    # To choose a tokenizer transformers reads the model's config, and asks about the code there:
+    # none is needed. What code a tokenizer has of its own came from a donor.
+    trust = what != "AutoTokenizer"
+    remote = f", trust_remote_code={trust}" if plan.target == "hybrid" else ""
     return f'{what}.from_pretrained("{folder}"{remote})'
 
 
@@ -189,7 +192,6 @@ def _card_body(plan: Plan, fit: Mapping[str, Any] | None) -> list[str]:
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         f"model = {load_line(plan, 'FOLDER')}",
-        # transformers reads the model's config to choose a tokenizer, and asks about code there.
         *([f"tokenizer = {load_line(plan, 'FOLDER', 'AutoTokenizer')}"] if plan.tokenizer else []),
         "```",
         *(_card_losses(fit) if fit else []),

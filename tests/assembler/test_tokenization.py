@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
@@ -22,6 +23,8 @@ from transformers.models.auto.tokenization_auto import (
 from hybridize.assembler.prover import LocalProver
 from hybridize.assembler.tokenization import PROBE, fingerprint, keep_ids, open_tokenizer, read
 from hybridize.assembler.verify import verify
+from hybridize.assembler.windows import Reader
+from hybridize.cpt.data.tokens import Tokens
 from hybridize.errors import CheckFailed, HybridizeError
 from tests.assembler.readers import code, prose
 from tests.assembler.stacks import build_in, save_donor
@@ -75,6 +78,10 @@ def test_a_hybrid_reads_as_its_donor_does(tmp_path: Path, model_type: str) -> No
     assert "the tokenizer gives the ids of 'a'" in built.checks
     wanted = ids(tmp_path / "a")
     assert ids(built.folder) == wanted
+    ours, theirs = (Reader("x", f, rows=512) for f in (built.folder, tmp_path / "a"))
+    assert ours.tokens(TEXT) == theirs.tokens(TEXT)  # calibration, diagnose
+    documents = [Tokens(reader).of([TEXT])[0].tokens for reader in (ours, theirs)]
+    assert np.array_equal(*documents)  # cpt
     for name in ("tokenizer.json", "tokenizer_config.json"):  # copied alone, they give others
         shutil.copy(tmp_path / "a" / name, built.folder / name)
     assert len(ids(built.folder)) < len(wanted)
@@ -96,6 +103,8 @@ def test_a_process_without_hybridize_and_without_trust_reads_the_same(tmp_path: 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == ids(tmp_path / "a")
+    card = (built.folder / "README.md").read_text()
+    assert 'AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=False)' in card
 
 
 @pytest.mark.parametrize("target", ["native", "hybrid"])
