@@ -20,7 +20,6 @@ FIXES = {
     "prompt": "write what the model reads",
     "answer": "write what follows, with the space before it",
 }
-MOST_FINDINGS = 20  # of a file; the rest is counted
 BARE_WORD = re.compile(r"[\w-]*")  # no path: what names a set
 ONE_OBJECT = 'write one JSON object in each line: {"prompt": "2+3=", "answer": "5"}'
 
@@ -98,7 +97,7 @@ def read_items(file: Path, *, name: str | None = None) -> ItemSet:
             item = _read_line(line, f"{file}:{number}", findings)
             items += [item] if item else []
     if findings:
-        raise HybridizeError.of(_first(findings))
+        raise HybridizeError.of(findings)
     if not items:
         raise HybridizeError("no items: the file is empty", fix=ONE_OBJECT, place=str(file))
     return ItemSet(name or file.stem, f"items of {file.name}", tuple(items), str(file))
@@ -167,8 +166,3 @@ def _mistake(value: Any, *, may_be_space: bool) -> str | None:
 def _printable(text: str) -> str:
     """The text with what is no character replaced: JSON can spell halves of one."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _first(findings: list[Finding]) -> list[Finding]:
-    rest = len(findings) - MOST_FINDINGS
-    return findings[:MOST_FINDINGS] + ([Finding(f"and {rest} more")] if rest > 0 else [])
