@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +31,12 @@ _EMBEDDING = re.compile(
     r"word_embedding|shared|embed|w)\.weight$"
 )
 _HEAD = re.compile(
-    r"^(.*\.)?(lm_head|embed_out|output|head|output_layer|output_projection)"
+    r"^(.*\.)?(lm_head|embed_out|output|head|output_layer|output_projection|unembed)"
     r"(\.\w+)?\.(weight|bias)$"
 )
 _NORM = re.compile(r"(^|[._])(norm\w*|ln_f|layer_?norm\w*|ln_out)(\.|$)", re.IGNORECASE)
 _OTHER_TOWERS = re.compile(r"(^|\.)(visual|vision\w*|audio\w*|mtp\w*|vqmodel|multi_modal\w*)\.")
+_LANGUAGE_MODEL = re.compile(r"(^|\.)(language_model|text_model|llm)\.")
 # What trainers put beside a language model: a value, a reward, a class.
 _OTHER_HEADS = re.compile(
     r"^(v_head|value_head|value_model|reward\w*|score|classifier|v_summary|summary|qa_outputs)\."
@@ -131,8 +132,14 @@ def dissect(checkpoint: Checkpoint) -> Anatomy:
     inside = {t.name for layer in layers for t in layer.tensors.values()}
     base = prefix.removesuffix(prefix.rstrip(".").rpartition(".")[2] + ".")
     rest = [t for t in checkpoint.tensors.values() if t.name not in inside]
-    head = [t for t in rest if _HEAD.search(t.name) and not _is_stray(t.name, "", prefix)]
-    own = [t for t in rest if t not in head and not _is_stray(t.name, base, prefix)]
+    language = _of_language_model(checkpoint)
+    if language is not checkpoint.tensors:  # Qianfan's embedding lies outside of its layers' base
+        base = ""
+    head = [t for t in rest if _is_head(t.name, language) and not _is_stray(t.name, "", prefix)]
+    own = [
+        t for t in rest if t not in head and t.name in language
+        and not _is_stray(t.name, base, prefix)
+    ]  # fmt: skip
     embedding = _find_embedding(own, place)
     norm = [t for t in own if len(t.shape) == 1 and _NORM.search(t.name)]
     known = {embedding.name, *(t.name for t in (*head, *norm))}
@@ -165,6 +172,13 @@ def _group(name: str, prefix: str) -> str:
         return prefix + name.removeprefix(prefix).split(".")[0]
     parts = name.split(".")
     return ".".join(parts[:2] if parts[0] in ("model", "transformer") else parts[:1])
+
+
+def _is_head(name: str, language: Collection[str]) -> bool:
+    """Whether a tensor is of the output head, and not of a numbered block or another tower."""
+    if not _HEAD.search(name) or re.search(r"\.\d+\.", name):
+        return False
+    return name in language or name.startswith("lm_head.")
 
 
 def _is_stray(name: str, base: str, prefix: str) -> bool:
@@ -203,10 +217,18 @@ def _first(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:
     return next((v for v in values if type(v) is int and v > 0), None)
 
 
+def _of_language_model(checkpoint: Checkpoint) -> Mapping[str, TensorHeader]:
+    """Tensors among which the layers are: in a multimodal model often under a name of their own."""
+    tensors = checkpoint.tensors
+    if text_config(checkpoint.config) is checkpoint.config:
+        return tensors
+    return {n: t for n, t in tensors.items() if _LANGUAGE_MODEL.search(n)} or tensors
+
+
 def _find_layers(checkpoint: Checkpoint, depth: int) -> tuple[str, list[Layer]]:
     """The numbered family of tensors that is as deep as the config says, and holds most bytes."""
     families: dict[str, dict[int, dict[str, TensorHeader]]] = defaultdict(lambda: defaultdict(dict))
-    for name, tensor in checkpoint.tensors.items():
+    for name, tensor in _of_language_model(checkpoint).items():
         match = _NUMBERED.match(name)
         if match and not _OTHER_TOWERS.search(name):
             families[match[1]][int(match[2])][match[3]] = tensor

@@ -62,6 +62,14 @@ FIXED_POSITIONS = frozenset(
     }
 )
 
+#: Models around a language model whose files or outputs are not to be had without them.
+REFUSED_WRAPPERS: Mapping[str, str] = {
+    "fast_vlm": "its files are read by a class that needs timm",
+    "inkling_mm_model": "its files hold the rows of its experts in an order of their own",
+    "perception_lm": "its files are read by a class that needs timm",
+    "shieldgemma2": "it classifies images, and writes no text",
+}
+
 #: Types whose config holds several models; the language model in it has a type of its own.
 SEVERAL_MODELS = frozenset(
     {
@@ -123,6 +131,17 @@ def refusal(model_type: str, config: Mapping[str, Any] | None = None) -> str | N
     return None
 
 
+def wrapper_refusal(model_type: str) -> str | None:
+    """Why the language model within a model of a type cannot be a donor; None if it can."""
+    if model_type in REFUSED_WRAPPERS:
+        return REFUSED_WRAPPERS[model_type]
+    tasks = ("MULTIMODAL_LM", "IMAGE_TEXT_TO_TEXT", "SEQ_TO_SEQ_CAUSAL_LM")
+    writers = [name for task in tasks for name in _listed(f"MODEL_FOR_{task}_MAPPING_NAMES")]
+    if known_types() and model_type not in writers:
+        return "the installed transformers has no class of this type that writes text"
+    return None
+
+
 def needs_own_embedding(config: Mapping[str, Any]) -> str | None:
     """Why the layers of a donor can only stand above its own embedding; None if they need not."""
     if config.get("model_type") == "gemma4_text" and config.get("hidden_size_per_layer_input", 256):
@@ -139,9 +158,16 @@ def _is_mode_of_another(model_type: str) -> bool:
 
 @cache
 def _listed(mapping: str) -> tuple[str, ...]:
-    """The model types in one of transformers' mappings, read from its source."""
+    """The model types in one of transformers' mappings, read from its source.
+
+    A mapping that it takes in (`*list(OTHER.items())`) is left out: ask for that, too.
+    """
     statement = re.search(rf"^{mapping} = OrderedDict\((.*?)^\)", _source(), re.M | re.S)
-    return tuple(name for name, _ in ast.literal_eval(statement[1].strip())) if statement else ()
+    pairs = ast.parse(statement[1].strip(), mode="eval").body if statement else None
+    entries = pairs.elts if isinstance(pairs, ast.List) else []
+    return tuple(
+        ast.literal_eval(entry)[0] for entry in entries if not isinstance(entry, ast.Starred)
+    )
 
 
 @cache

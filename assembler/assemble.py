@@ -26,6 +26,7 @@ from hybridize.assembler.outputs import (
     hybrid_config,
     hybrid_outputs,
     native_outputs,
+    whole_configs,
 )
 from hybridize.assembler.plan import HELD_OUT, TO_BE_COMPARED, Plan
 from hybridize.assembler.precision import AUTO
@@ -263,7 +264,10 @@ class _Job:
     def _hybrid(self) -> None:
         config = hybrid_config(self.plan)
         layout = self.prover.submit(
-            "layout", config=config, donors=donor_shapes(self.plan)
+            "layout",
+            config=config,
+            donors=donor_shapes(self.plan),
+            wholes=whole_configs(self.plan.donors.values()),
         ).result()
         self.config = layout["config"]
         self._write_weights(hybrid_outputs(self.plan, layout["tensors"]))

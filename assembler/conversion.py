@@ -8,7 +8,7 @@ be loaded. What a conversion does beyond moving bytes is an error that names it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,11 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+)
 
 from hybridize.assembler.runtime.modeling_hybridize import Donor, causal_class
 from hybridize.assembler.symbolic import NotBytewise, Symbolic
@@ -61,37 +65,61 @@ def convert_text_names(
     The files of a multimodal model are read as that model's, and the names of its text part are
     then those of the text model alone.
     """
-    shell, name = parts.shell, parts.name
-    found, unexpected = convert_names(shell, name, disk)
-    paths = {id(module): path for path, module in shell.named_modules()}
-    embedded = any(tensor.startswith(f"{paths[id(parts.embedding)]}.") for tensor in found)
-    whole_class: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(whole_config), None)
-    if embedded or whole_class is None or type(whole_config) is type(shell.config):
-        return found, unexpected
+    whole_class = _whole_class(whole_config)
+    if whole_class is None or type(whole_config) is type(parts.shell.config):
+        return convert_names(parts.shell, parts.name, disk)
 
     whole: Any = meta_model(lambda: whole_class(whole_config))
-    found, unexpected = convert_names(whole, name, disk)
-    whole_paths = {id(module): path for path, module in whole.named_modules()}
-    text = next(m for m in whole.modules() if type(m) is type(parts.base))
-    places: dict[str, str] = {
-        whole_paths[id(text)]: paths[id(parts.base)],
-        whole_paths[id(whole.get_output_embeddings())]: paths[id(parts.head)],
+    text = next((m for m in whole.modules() if type(m) is type(parts.base)), None)
+    head = _head_of(whole, parts)
+    if text is None or head is None:
+        parts.refuse(f"{type(whole).__name__} has another language model inside")
+    inside = {id(module): f"{path}." for path, module in whole.named_modules()}
+    alone = {id(module): f"{path}." for path, module in parts.shell.named_modules()}
+    places = {
+        inside[id(text)]: alone[id(parts.base)],
+        inside[id(head)]: alone[id(parts.head)],
     }
+    # What else there is would be converted in vain, and not all of it by moving bytes.
+    found, unexpected = convert_names(whole, parts.name, disk, wanted=tuple(places))
 
-    def rename(tensor: str) -> str | None:
-        for old, new in places.items():
-            if tensor.startswith(f"{old}."):
-                return new + tensor.removeprefix(old)
-        return None
+    def renamed(tensor: str) -> Iterator[str]:
+        return (
+            new + tensor.removeprefix(old) for old, new in places.items() if tensor.startswith(old)
+        )
 
-    text_found = {new: t for tensor, t in found.items() if (new := rename(tensor)) is not None}
-    return text_found, {new for tensor in unexpected if (new := rename(tensor)) is not None}
+    return (
+        {new: source for tensor, source in found.items() for new in renamed(tensor)},
+        {new for tensor in unexpected for new in renamed(tensor)},
+    )
+
+
+def _whole_class(config: PreTrainedConfig) -> Any:
+    """The class of a multimodal model that writes text; None if there is none."""
+    mappings: tuple[Any, ...] = (
+        MODEL_FOR_MULTIMODAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    )
+    return next((m[type(config)] for m in mappings if type(config) in m), None)
+
+
+def _head_of(whole: Any, parts: Donor) -> Any:
+    """The output head of a multimodal model: its own, or of the language model with one in it."""
+    head = whole.get_output_embeddings()
+    if head is not None:
+        return head
+    shells: Iterator[Any] = (m for m in whole.modules() if type(m) is type(parts.shell))
+    return next((shell.get_output_embeddings() for shell in shells), None)
 
 
 def convert_names(
-    model: PreTrainedModel, donor: str, disk: DiskTensors
+    model: PreTrainedModel, donor: str, disk: DiskTensors, *, wanted: tuple[str, ...] = ("",)
 ) -> tuple[Sources, set[str]]:
     """What would be loaded into `model`, and under which names the rest would be reported.
+
+    Args:
+        wanted: beginnings of the names that are asked for; others are not converted.
 
     The steps are those of transformers' `convert_and_load_state_dict_in_model`.
     """
@@ -117,7 +145,8 @@ def convert_names(
             _, collected = waiting.setdefault(name, (by_pattern[pattern], {}))
             collected.setdefault(pattern, []).append(source)
     for name, (converter, collected) in waiting.items():
-        found.update(_convert(model, converter, name, collected))
+        if name.startswith(wanted):
+            found.update(_convert(model, converter, name, collected))
     ignored = (*(model._keys_to_ignore_on_load_unexpected or ()), *OLD_BUFFERS)
     return found, {name for name in unexpected if not matches(name, ignored)}
 

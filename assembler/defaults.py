@@ -19,7 +19,9 @@ _FORWARDED = re.compile(r"""self\.text_config(\.|, ["'])tie_word_embeddings""")
 # These have no tying in their model class, whatever the config says.
 _NEVER_TIED = frozenset({"bailing_hybrid", "inkling_text", "kimi_linear", "nemotron_h"})
 # The language model within these is one with a head, and its config the one that counts.
-_WHOLE_INSIDE = frozenset({"blip-2", "instructblip", "instructblipvideo", "nemotron_h_omni"})
+_WHOLE_INSIDE = frozenset(
+    {"blip-2", "instructblip", "instructblipvideo", "llama4", "nemotron_h_omni"}
+)
 _ALIASES = {"gpt-sw3": "gpt2"}  # types without a config class of their own
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridize.assembler.anatomy import Anatomy, dissect, text_config
-from hybridize.assembler.architectures import refusal
+from hybridize.assembler.architectures import refusal, wrapper_refusal
 from hybridize.assembler.heads import has_head, is_tied, ties
 from hybridize.assembler.hub import from_hub
 from hybridize.assembler.soundness import contradictions, refuse_adapter_alone, unsound
@@ -20,6 +20,13 @@ from hybridize.files import states_of
 
 ALONE = "model"  # what a model is called in memory that is the hybrid of its own layers
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+# What a multimodal class does otherwise than its language model alone.
+WITHIN: Mapping[str, Mapping[str, Any]] = {
+    "aya_vision": {"logit_scale": 1.0},
+    "cohere2_vision": {"logit_scale": 1.0},
+    "granite_speech": {"logits_scaling": 1.0},
+    "granite_speech_plus": {"logits_scaling": 1.0},
+}
 POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 
 
@@ -41,10 +48,17 @@ class Donor:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The config of the language model; within another, tied or not as that is."""
-        whole = self.checkpoint.config
-        text = dict(text_config(whole))
-        return text if text == whole else text | {"tie_word_embeddings": ties(self.checkpoint)}
+        """The config of the language model; one within another is what that makes of it."""
+        text = dict(text_config(self.checkpoint.config))
+        if not self.nested:
+            return text
+        within = WITHIN.get(str(self.checkpoint.config.get("model_type")), {})
+        return {**text, "tie_word_embeddings": ties(self.checkpoint), **within}
+
+    @property
+    def nested(self) -> bool:
+        """Whether the language model is one of several parts."""
+        return text_config(self.checkpoint.config) is not self.checkpoint.config
 
     @property
     def model_type(self) -> str:
@@ -119,6 +133,9 @@ def _refuse(checkpoint: Checkpoint, name: str, place: str) -> None:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise HybridizeError(f"donor '{name}': config.json has no model_type", place=place)
+    whole_type = str(checkpoint.config.get("model_type"))
+    if config is not checkpoint.config and (reason := wrapper_refusal(whole_type)):
+        raise HybridizeError(f"donor '{name}' is of type '{whole_type}': {reason}", place=place)
     if reason := refusal(model_type, config):
         raise HybridizeError(f"donor '{name}' is of type '{model_type}': {reason}", place=place)
 

@@ -16,7 +16,7 @@ from hybridize.assembler.anatomy import (
     left_out_in_words,
     text_config,
 )
-from hybridize.assembler.architectures import refusal
+from hybridize.assembler.architectures import refusal, wrapper_refusal
 from hybridize.assembler.heads import has_head, is_tied
 from hybridize.assembler.layer_table import Row, layer_table
 from hybridize.assembler.soundness import contradictions, unsound
@@ -45,6 +45,9 @@ class DepthMap:
             *contradictions(self.checkpoint, self.anatomy),
         ]
         reasons = [f"it {finding.found}" for finding in found]
+        whole = self.checkpoint.config
+        if "text_config" in whole and (reason := wrapper_refusal(str(whole.get("model_type")))):
+            reasons.append(reason)
         if reason := refusal(str(self.config.get("model_type")), self.config):
             reasons.append(reason)
         return "; ".join(reasons) or None

@@ -21,7 +21,7 @@ from hybridize.assembler.conversion import (
     meta_model,
     native_model,
 )
-from hybridize.assembler.runtime.configuration_hybridize import HybridConfig
+from hybridize.assembler.runtime.configuration_hybridize import HybridConfig, read_config
 from hybridize.assembler.runtime.modeling_hybridize import Donor, HybridForCausalLM
 from hybridize.assembler.symbolic import Piece, Symbolic
 from hybridize.errors import HybridizeError
@@ -58,12 +58,18 @@ class OutTensor:
     zero: bool = False
 
 
-def hybrid_layout(config: dict[str, Any], donors: Mapping[str, DiskTensors]) -> list[OutTensor]:
+def hybrid_layout(
+    config: dict[str, Any],
+    donors: Mapping[str, DiskTensors],
+    wholes: Mapping[str, dict[str, Any]] | None = None,
+) -> list[OutTensor]:
     """The hybrid's tensors, in the order of its state dict.
 
     Args:
         config: content of the hybrid's config.json.
         donors: donor name -> what lies in its safetensors files.
+        wholes: content of the config.json beside these files, of donors of which the hybrid has
+            the language model's part only.
 
     Raises:
         HybridizeError: the runtime cannot take a donor apart; a tensor of a used part has no
@@ -73,7 +79,10 @@ def hybrid_layout(config: dict[str, Any], donors: Mapping[str, DiskTensors]) -> 
     hybrid_config = HybridConfig.from_dict(config)
     try:
         model = meta_model(lambda: HybridForCausalLM(hybrid_config))
-        sources = {n: DonorTensors(n, hybrid_config, donors[n]) for n in hybrid_config.donors}
+        sources = {
+            n: DonorTensors(n, hybrid_config, donors[n], (wholes or {}).get(n))
+            for n in hybrid_config.donors
+        }
     except NotImplementedError as error:  # the runtime's word for a donor that it cannot take apart
         raise HybridizeError(str(error)) from error
     origins = find_origins(hybrid_config, sources)
@@ -145,13 +154,18 @@ def keep_fp32_names(config: PreTrainedConfig, disk: DiskTensors) -> list[str]:
 class DonorTensors:
     """What one donor has on disk, under the names of its model in memory."""
 
-    def __init__(self, name: str, config: HybridConfig, disk: DiskTensors) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: HybridConfig,
+        disk: DiskTensors,
+        whole: dict[str, Any] | None = None,
+    ) -> None:
         self.name = name
         self.parts = Donor(name, config.donor_config(name))
         shell = self.parts.shell
-        self.found, self.unexpected = convert_text_names(
-            self.parts, config.whole_donor_config(name), disk
-        )
+        files_config = read_config(whole) if whole else config.whole_donor_config(name)
+        self.found, self.unexpected = convert_text_names(self.parts, files_config, disk)
         self.ties: dict[str, str] = shell.all_tied_weights_keys
         self._paths: dict[int, str] = {id(module): path for path, module in shell.named_modules()}
         elements: dict[str, int] = {}

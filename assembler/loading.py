@@ -20,7 +20,7 @@ from transformers.utils import logging
 from hybridize.assembler.donors import ALONE, Donor, load_donor
 from hybridize.assembler.heads import without_head
 from hybridize.assembler.layout import OutTensor, hybrid_layout
-from hybridize.assembler.outputs import TORCH_NAMES, tensors_of
+from hybridize.assembler.outputs import TORCH_NAMES, tensors_of, whole_configs
 from hybridize.assembler.precision import AUTO, compute_dtype
 from hybridize.assembler.runtime import HybridConfig, HybridForCausalLM
 from hybridize.assembler.symbolic import Piece
@@ -135,8 +135,9 @@ class Weights:
         return _parts(config, self._layout(config), self._tensors, dtype=dtype, streamed=streamed)
 
     def _layout(self, config: Mapping[str, Any]) -> list[OutTensor]:
-        shapes = {name: tensors_of(self.donors[name]) for name in config["donors"]}
-        return hybrid_layout(dict(config), shapes)
+        donors = [self.donors[name] for name in config["donors"]]
+        shapes = {donor.name: tensors_of(donor) for donor in donors}
+        return hybrid_layout(dict(config), shapes, whole_configs(donors))
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def load_folder(folder: Path) -> Folder:
     # Not its own name: a folder may be called `train`, as a method of torch's modules is.
     donor = replace(donor, name=ALONE)
     config = alone_config(donor)
-    layout = hybrid_layout(config, {ALONE: tensors_of(donor)})
+    layout = hybrid_layout(config, {ALONE: tensors_of(donor)}, whole_configs([donor]))
     parts = _parts(config, layout, Tensors({ALONE: donor.checkpoint}))
     return Folder(parts.model, tuple(layout))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hybridize.assembler.donors import Donor
@@ -115,6 +115,11 @@ def _options(bridge: Bridge) -> dict[str, Any]:
 def donor_shapes(plan: Plan) -> dict[str, dict[str, tuple[str, tuple[int, ...]]]]:
     """Dtype and shape of every tensor of every donor, as the layout of a hybrid wants them."""
     return {name: tensors_of(donor) for name, donor in plan.donors.items()}
+
+
+def whole_configs(donors: Iterable[Donor]) -> dict[str, dict[str, Any]]:
+    """config.json of the donors whose files hold more than a language model."""
+    return {d.name: d.checkpoint.config for d in donors if d.nested}
 
 
 def tensors_of(donor: Donor) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -38,11 +38,14 @@ def prove(
 
 
 def layout(
-    *, config: dict[str, Any], donors: Mapping[str, Mapping[str, tuple[str, list[int]]]]
+    *,
+    config: dict[str, Any],
+    donors: Mapping[str, Mapping[str, tuple[str, list[int]]]],
+    wholes: Mapping[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Tensors of a hybrid, and the config.json to write."""
     shapes = {name: _shapes(tensors) for name, tensors in donors.items()}
-    tensors = hybrid_layout(config, shapes)
+    tensors = hybrid_layout(config, shapes, wholes)
     written = json.loads(HybridConfig.from_dict(config).to_json_string())
     return {"tensors": [asdict(tensor) for tensor in tensors], "config": written}
 
