@@ -1,7 +1,7 @@
 """Learning rates of roles, where the recipe names none: by how much learns. No torch.
 
-Measured on SmolLM2-135M and Gemma 3 270M (benchmarks/RESULTS.md): what forgets least and still
-learns is a lower rate the more of a model learns. A model that has hardly been trained wants more.
+Measured on SmolLM2-135M and Gemma 3 270M (benchmarks/RESULTS.md): the more of a model learns, the
+lower is the best rate. A model that has hardly been trained wants more.
 """
 
 from __future__ import annotations

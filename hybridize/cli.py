@@ -16,10 +16,9 @@ import click
 import hybridize
 from hybridize.errors import HybridizeError
 from hybridize.files import system_error
+from hybridize.waiting import choose_waiting
 
-# Threads that wait for each other in a loop stand still on a busy machine: a minute for a second's
-# work. torch reads this when it is imported, here and in a build's second process.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+choose_waiting()
 
 PATH = click.Path(path_type=Path)
 DEVICE = click.option(
