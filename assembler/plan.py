@@ -19,6 +19,7 @@ from hybridize.assembler.donors import Donor
 from hybridize.assembler.heads import without_head
 from hybridize.assembler.lineage import Lineage, Lineages
 from hybridize.assembler.resolving import resolve_donor
+from hybridize.assembler.soundness import tokens_beyond
 from hybridize.assembler.special_tokens import contradictions
 from hybridize.assembler.stack import Bridge, Slot, make_slots
 from hybridize.assembler.tokenizer_files import tokenizer_code
@@ -229,6 +230,7 @@ def make_plan(recipe: RecipeFile, *, offline: bool = False, weights: bool = True
             *_notes(recipe, used, donors[embeddings], head, tokenizer),
             *_left_out(donors),
             *_headless(donors),
+            *_unread(donors),
         ),
     )
     plan = replace(plan, notes=(*plan.notes, *_token_notes(plan), *_context_notes(plan)))
@@ -460,6 +462,16 @@ def _left_out(donors: Mapping[str, Donor]) -> Iterator[str]:
         if donor.anatomy.left_out:
             words = left_out_in_words(donor.anatomy)
             yield f"left out of donor '{name}', no part of its language model: {words}"
+
+
+def _unread(donors: Mapping[str, Donor]) -> Iterator[str]:
+    for name, donor in donors.items():
+        rows = donor.anatomy.vocabulary
+        for number, token in tokens_beyond(donor.folder, rows).items():
+            yield (
+                f"donor '{name}' cannot read its token {number} ({token}): its embedding has "
+                f"{rows} rows"
+            )
 
 
 def _headless(donors: Mapping[str, Donor]) -> Iterator[str]:

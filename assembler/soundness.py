@@ -6,6 +6,7 @@ stand for other numbers, names that transformers passes over, shapes that its cl
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -37,6 +38,7 @@ _WRAPPERS = {
 _ADAPTED = re.compile(r"(^base_model\.model\.|\.base_layer\.|\.lora_[AB]\.|\.modules_to_save\.)")
 # One entry a layer; RecurrentGemma's spells one period.
 _PER_LAYER = sorted({*PATTERN_KEYS, *PER_LAYER} - {"block_types"})
+_FRONT = 4_000_000  # characters of a tokenizer.json in which its added tokens are looked for
 _SMALL = (".json", ".model", ".txt", ".jinja", ".tiktoken")
 
 
@@ -54,7 +56,19 @@ def unsound(checkpoint: Checkpoint) -> list[Finding]:
 def contradictions(checkpoint: Checkpoint, anatomy: Anatomy) -> list[Finding]:
     """Where config.json and the tensors say different things."""
     config = text_config(checkpoint.config)
-    return [*_rows(config, anatomy), *_lists(config, len(anatomy.layers))]
+    return [
+        *_rows(config, anatomy),
+        *_lists(config, len(anatomy.layers)),
+        *_tokens(checkpoint.folder, anatomy.vocabulary),
+    ]
+
+
+def tokens_beyond(folder: Path, rows: int) -> dict[int, str]:
+    """Tokens added to a tokenizer, by number, that an embedding has no row for.
+
+    They stand in front of tokenizer.json: the rest of it may be tens of megabytes.
+    """
+    return {number: token for number, token in _added(folder).items() if number >= rows}
 
 
 def refuse_adapter_alone(folder: Path) -> None:
@@ -153,6 +167,28 @@ def _pointers(folder: Path) -> Finding | None:
     if file is None:
         return None
     return Finding(f"has {LFS_FOUND} in place of {file.name}", fix=LFS_FIX)
+
+
+def _added(folder: Path) -> dict[int, str]:
+    try:
+        with (folder / "tokenizer.json").open(encoding="utf-8") as file:
+            start = file.read(_FRONT)
+        _, found, after = start.partition('"added_tokens":')
+        entries, _ = json.JSONDecoder().raw_decode(after.lstrip()) if found else ([], 0)
+        return {int(entry["id"]): str(entry["content"]) for entry in entries}
+    except (OSError, ValueError, TypeError, KeyError):  # whoever needs the tokenizer says so
+        return {}
+
+
+def _tokens(folder: Path, rows: int) -> Iterator[Finding]:
+    beyond, added = tokens_beyond(folder, rows), _added(folder)
+    if 2 * len(beyond) > len(added):
+        yield Finding(
+            f"has a tokenizer that gives numbers up to {max(beyond)}, and {rows} rows in its "
+            "embedding",
+            fix="take the tokenizer files of the same release; or the checkpoint whose embedding "
+            "was resized to them",
+        )
 
 
 def _rows(config: Mapping[str, Any], anatomy: Anatomy) -> Iterator[Finding]:

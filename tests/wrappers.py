@@ -31,6 +31,10 @@ FITTING: Mapping[str, Mapping[str, Any]] = {
         "word_timestamp_config": {"blank_token_id": 63},
     },
     "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
+    "vibevoice_asr": {
+        f"{part}_tokenizer_encoder_config": {"num_filters": 4, "depths": [1] * 7, "hidden_size": 8}
+        for part in ("acoustic", "semantic")
+    },
     "qwen2_audio": {"audio_config": {"encoder_attention_heads": 4}},
 }
 

@@ -180,6 +180,33 @@ def test_layer_types_that_do_not_fit_the_depth(tmp_path: Path, entries: int) -> 
     assert f"has 4 layers, and {entries} entries of layer_types in its config" in refused(donor)
 
 
+def add_tokens(donor: Path, numbers: list[int]) -> None:
+    entries = [{"id": n, "content": f"<{n}>", "special": True} for n in numbers]
+    content = {"version": "1.0", "added_tokens": entries, "model": {"type": "BPE", "vocab": {}}}
+    (donor / "tokenizer.json").write_text(json.dumps(content))
+
+
+def test_a_tokenizer_of_another_model_is_refused(donor: Path) -> None:
+    add_tokens(donor, [0, 100, 101])
+    assert "has a tokenizer that gives numbers up to 101, and 64 rows in its embedding" in (
+        refused(donor)
+    )
+
+
+def test_a_token_without_a_row_is_named(donor: Path) -> None:
+    """Gemma 3's tokenizer has a token for images that its small models have no row for."""
+    add_tokens(donor, [0, 1, 64])
+    notes = plan_of(donor.parent, ONE).notes
+    assert "donor 'a' cannot read its token 64 (<64>): its embedding has 64 rows" in notes
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"added_tokens": 3}', '{"added_tokens": [{}]}'])
+def test_a_broken_tokenizer_is_left_to_whoever_reads_it(donor: Path, content: str) -> None:
+    (donor / "tokenizer.json").write_text(content)
+    checkpoint = open_checkpoint(donor)
+    assert not contradictions(checkpoint, depth_map(checkpoint, "a").anatomy)
+
+
 @pytest.mark.parametrize(
     "name", ["config.json", "model.safetensors", "tokenizer.json", "generation_config.json"]
 )
