@@ -145,10 +145,8 @@ def tokens_in_files(donor: Donor) -> Tokens | None:
     file = _vocabulary(donor)
     if file is None:
         return None
-    if file.name == WHOLE:
-        return _of_tokenizer(file, file.stat().st_mtime_ns)
-    tokens = {number: token for token, number in read_json(file).items()}
-    return tokens | {number: token for token, number in added_tokens(donor.folder).items()}
+    added = {} if file.name == WHOLE else added_tokens(donor.folder)
+    return {**_read(file, file.stat().st_mtime_ns), **{n: token for token, n in added.items()}}
 
 
 def _vocabulary(donor: Donor) -> Path | None:
@@ -157,17 +155,27 @@ def _vocabulary(donor: Donor) -> Path | None:
 
 
 @lru_cache(maxsize=2)  # two questions about one pair; a large vocabulary takes half a second
-def _of_tokenizer(file: Path, _changed: int) -> Tokens:
+def _read(file: Path, _changed: int) -> Tokens:
     document = read_json(file)
     try:
-        vocabulary: Any = document.get("model", {}).get("vocab", {})
-        if isinstance(vocabulary, list):  # of a unigram model: pairs of token and score
-            tokens = {number: pair[0] for number, pair in enumerate(vocabulary)}
-        else:
-            tokens = {number: token for token, number in vocabulary.items()}
-        added = {token["id"]: token["content"] for token in document.get("added_tokens", [])}
+        tokens = _of_tokenizer(document) if file.name == WHOLE else _numbered(document)
+        if all(type(number) is int for number in tokens):
+            return tokens
     except (AttributeError, KeyError, IndexError, TypeError):
-        raise HybridizeError(
-            "is no tokenizer", fix="download or copy its tokenizer files again", place=str(file)
-        ) from None
-    return tokens | added
+        pass
+    raise HybridizeError(
+        "is no vocabulary", fix="download or copy its tokenizer files again", place=str(file)
+    )
+
+
+def _of_tokenizer(document: Mapping[str, Any]) -> dict[int, str]:
+    vocabulary: Any = document.get("model", {}).get("vocab", {})
+    if isinstance(vocabulary, list):  # of a unigram model: pairs of token and score
+        tokens = {number: pair[0] for number, pair in enumerate(vocabulary)}
+    else:
+        tokens = _numbered(vocabulary)
+    return tokens | {token["id"]: token["content"] for token in document.get("added_tokens", [])}
+
+
+def _numbered(vocabulary: Mapping[str, int]) -> dict[int, str]:
+    return {number: token for token, number in vocabulary.items()}

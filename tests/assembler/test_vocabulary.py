@@ -230,8 +230,11 @@ def test_vocabularies_alone_are_read_by_the_plan(tmp_path: Path) -> None:
 
 def test_tokenizers_that_cannot_be_one_are_named(tmp_path: Path) -> None:
     make_donor(tmp_path / "a", bpe(WORDS))
-    for content in ("[]", "{", '{"model": []}', '{"model": {"vocab": [1]}}'):
+    vocabularies = ("[1]", '{"a": []}', '{"a": "0"}', '{"a": null}', "7")
+    models = (f'{{"model": {{"vocab": {vocabulary}}}}}' for vocabulary in vocabularies)
+    for content in ("[]", "{", '{"model": []}', '{"added_tokens": [{"id": "x"}]}', *models):
         make_donor(tmp_path / "b", None)
         (tmp_path / "b/tokenizer.json").write_text(content)
-        with pytest.raises(HybridizeError, match=r"tokenizer\.json: "):
-            plan_of(tmp_path, recipe())
+        for keys in ({}, {"embeddings": "a", "head": "a", "tokenizer": "b"}):
+            with pytest.raises(HybridizeError, match=r"tokenizer\.json: "):
+                plan_of(tmp_path, recipe(**keys))
