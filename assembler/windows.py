@@ -305,7 +305,8 @@ def _stretches(document: str, reader: Reader, length: int) -> Iterator[Stretch]:
     for text in _pieces(document):
         _, offsets = reader.tokens(text)
         begin = 0
-        step = max(1, length - len(reader.start))
+        # One token less even without a start token: cut apart, a text may have one more.
+        step = max(1, length - max(1, len(reader.start)))
         for start in range(0, len(offsets), step):
             part = offsets[start : start + step]
             end = part[-1][1]

@@ -12,12 +12,13 @@ import hybridize
 from hybridize.assembler.machine import pick_device
 from hybridize.assembler.precision import AUTO
 from hybridize.console import token_progress
+from hybridize.diagnostics.budget import BUDGET
 from hybridize.diagnostics.diagnosis import diagnose
 from hybridize.diagnostics.report.html import report_html
 from hybridize.diagnostics.target import Options, find_target
 from hybridize.diagnostics.trace import Document
 from hybridize.publishing import check_writable, publish
-from hybridize.recipe_fields import parse_size
+from hybridize.recipe_fields import parse_size, parse_time
 
 TRACE, REPORT = "trace.json", "report.html"
 LIBRARIES = ("torch", "transformers")
@@ -45,6 +46,8 @@ def run(
     part: Sequence[str] = (),
     seeds: int | None = None,
     tokens: int | None = None,
+    perturbed: int | None = None,
+    budget: str | None = None,
     stream: bool = False,
     device: str = "auto",
     compute_dtype: str = AUTO,
@@ -60,7 +63,7 @@ def run(
         CheckFailed: a model gives what is no number.
     """
     started = time.monotonic()
-    wanted = Options(text, probes, perturb, part, seeds, tokens)
+    wanted = Options(text, probes, perturb, part, seeds, tokens, perturbed)
     found = find_target(target, wanted, built=built, offline=offline)
     folder = out or Path("out") / "diagnosis" / found.name
     check_writable(folder)
@@ -73,6 +76,7 @@ def run(
             streamed=stream,
             memory=parse_size(memory, "--memory") if memory else None,
             compute=compute_dtype,
+            budget=BUDGET if budget is None else parse_time(budget, "--budget"),
             offline=offline,
             progress=tell,
         )

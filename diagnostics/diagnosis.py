@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,37 @@ from hybridize.assembler.machine import free_share
 from hybridize.assembler.precision import AUTO
 from hybridize.assembler.windows import Domain, Reader, Windows, cut
 from hybridize.diagnostics import measures, scoring
+from hybridize.diagnostics.budget import (
+    MORE,
+    MOST,
+    candidates,
+    choices,
+    seeds_of,
+    tell_choice,
+    timed,
+)
 from hybridize.diagnostics.effort import Effort
 from hybridize.diagnostics.items import ItemSet, find_items
-from hybridize.diagnostics.sheets import LENS_TOKENS, Points, lens_sheets, task_sheets, text_sheets
+from hybridize.diagnostics.sheets import (
+    LENS_TOKENS,
+    Points,
+    Sheet,
+    lens_sheets,
+    task_sheets,
+    text_sheets,
+)
 from hybridize.diagnostics.subjects import Subject, check_heads, check_tokenizers
 from hybridize.diagnostics.sweep import Swept, sweep
-from hybridize.diagnostics.trace import Loss, Perturbation, Set, Settings, Trace
-from hybridize.diagnostics.variants import all_variants
+from hybridize.diagnostics.trace import (
+    Curve,
+    Loss,
+    Perturbation,
+    Refined,
+    Set,
+    Settings,
+    Trace,
+)
+from hybridize.diagnostics.variants import LAYER, PARTS, Variant, all_variants
 from hybridize.errors import CheckFailed, Finding, HybridizeError
 from hybridize.plugins import load_plugin, plugin_names
 from hybridize.recipe import RecipeFile
@@ -57,6 +83,7 @@ def diagnose(
     streamed: bool,
     memory: int | None,
     compute: str = AUTO,
+    budget: float | None = None,
     offline: bool,
     progress: Progress,
 ) -> list[Trace]:
@@ -67,6 +94,7 @@ def diagnose(
         streamed: read layers from disk one by one.
         compute: dtype that models compute in, or `auto`, see `precision.compute_dtype`.
         memory: bytes that the states of perturbed rows may take; None: a quarter of what is free.
+        budget: seconds that what the recipe leaves open is chosen by; None: nothing is timed.
 
     Raises:
         HybridizeError: text or probes cannot be read.
@@ -85,6 +113,7 @@ def diagnose(
         streamed=streamed,
         memory=memory,
         compute=compute,
+        budget=budget,
         progress=progress,
     )
 
@@ -99,13 +128,16 @@ def diagnose_on(
     streamed: bool,
     memory: int | None,
     compute: str = AUTO,
+    budget: float | None = None,
     progress: Progress,
 ) -> list[Trace]:
     """`diagnose` on text and probes that are gathered already."""
-    works = [
-        _Diagnosis(subject, reader, material, spec)
-        for subject, reader in zip(subjects, readers, strict=True)
-    ]
+    pairs = list(zip(subjects, readers, strict=True))
+
+    def prepared(settled: DiagnosticsSpec) -> list[_Diagnosis]:
+        return [_Diagnosis(subject, reader, material, settled) for subject, reader in pairs]
+
+    works = prepared(_settled(spec, prepared, budget, device, streamed=streamed, compute=compute))
     total, before, traces = sum(work.amount for work in works), 0, []
     for work in works:
 
@@ -117,6 +149,40 @@ def diagnose_on(
         )
         before += work.amount
     return traces
+
+
+def _settled(
+    spec: DiagnosticsSpec,
+    prepared: Callable[[DiagnosticsSpec], list[_Diagnosis]],
+    budget: float | None,
+    device: str,
+    *,
+    streamed: bool,
+    compute: str,
+) -> DiagnosticsSpec:
+    """The settings that are used; where there is a budget, what they will take is told."""
+    options = choices(spec)
+    if budget is None:
+        return options[0]
+    first = prepared(options[0])
+    rates = [
+        timed(work.subject.open(device, streamed=streamed, compute=compute), work.sheets, device)
+        for work in first
+    ]
+    for option in options:
+        works = first if option is options[0] else prepared(option)
+        took = sum(
+            rate.seconds(partial(_total, work), work.effort)
+            for rate, work in zip(rates, works, strict=True)
+        )
+        if took <= budget:
+            break
+    tell_choice(option, took, budget if len(options) > 1 else None)
+    return option
+
+
+def _total(work: _Diagnosis, effort: Effort) -> int:
+    return work.swept_effort(effort) + work.refined_effort(effort)
 
 
 def gather_material(
@@ -150,22 +216,28 @@ def gather_material(
 
 
 class _Diagnosis:
-    """One model's way from material to trace."""
+    """One model's way from material to trace.
+
+    Args:
+        spec: settled, see `budget.settle`.
+    """
 
     def __init__(
         self, subject: Subject, reader: Reader, material: Material, spec: DiagnosticsSpec
     ) -> None:
         self.subject, self.material, self.spec = subject, material, spec
         self.reader = reader
-        kinds = [(p.kind, p.strength) for p in spec.perturbations]
-        self.variants = all_variants(kinds, parts=spec.parts, seeds=spec.seeds)
+        self.kinds = [(p.kind, p.strength) for p in spec.perturbations]
+        self.variants = all_variants(self.kinds, parts=spec.parts or [LAYER], seeds=seeds_of(spec))
         self.slots = subject.as_slots()
         self.points: list[Points] = []
         # A map wants about as many tokens as the stream has dimensions.
         self.lens_tokens = max(LENS_TOKENS, *(slot.width for slot in self.slots))
         self.sheets = lens_sheets(reader, material.windows, num_tokens=self.lens_tokens)
+        text = sum(part.domain.tokens for part in material.windows)
         for part in material.windows:
-            points, sheets = text_sheets(reader, part, len(self.points))
+            share = spec.perturbed and math.ceil(spec.perturbed * part.domain.tokens / text)
+            points, sheets = text_sheets(reader, part, len(self.points), perturbed=share)
             self.points.append(points)
             self.sheets += sheets
         for items in material.probes:
@@ -187,8 +259,30 @@ class _Diagnosis:
     def amount(self) -> int:
         """Work of a sweep in one group, in visits of a token to a layer of the usual size."""
         effort = self.effort
-        whole = effort.sweep([self.sheets], self.variants)
+        whole = self.swept_effort(effort) + self.refined_effort(effort)
         return whole * len(self.slots) // max(1, sum(effort.layers))
+
+    def swept_effort(self, effort: Effort) -> int:
+        """Of the sweep of all layers."""
+        return effort.sweep([self.sheets], self.variants)
+
+    def refined_effort(self, effort: Effort, slots: Sequence[int] | None = None) -> int:
+        """Of measuring some layers again; None: as many as may be, spread over the depth."""
+        if self.spec.parts is not None:
+            return 0
+        last = len(self.slots) - 1
+        slots = [i * last // (MOST - 1) for i in range(MOST)] if slots is None else slots
+        return effort.sweep([self._again(self._finer(slots))], self._finer(slots))
+
+    def _finer(self, slots: Sequence[int]) -> list[Variant]:
+        return all_variants(
+            self.kinds, parts=PARTS, seeds=MORE * seeds_of(self.spec), layers=frozenset(slots)
+        )
+
+    def _again(self, variants: Sequence[Variant]) -> list[Sheet]:
+        """What a second sweep reads: perturbed text, and that which maps are fitted to."""
+        fits = any(variant.acts_on == "fit" for variant in variants)
+        return [s for s in self.sheets if s.perturbed or (fits and s.points is None)]
 
     def run(
         self,
@@ -201,24 +295,39 @@ class _Diagnosis:
     ) -> Trace:
         """Sweep the model, which goes from memory again before the next one comes."""
         parts = self.subject.open(device, streamed=streamed, compute=compute)
-        budget = memory or free_share(device)
+        room, effort = memory or free_share(device), self.effort
+        coarse, fine = self.swept_effort(effort), self.refined_effort(effort)
+
+        def told(before: int, share: int) -> Progress:
+            return lambda done, whole: progress(before + share * done // whole, coarse + fine)
+
+        def swept(
+            sheets: Sequence[Sheet], variants: Sequence[Variant], tell: Progress
+        ) -> tuple[Swept, list[Curve]]:
+            found = sweep(parts, sheets, self.points, variants, memory=room, progress=tell)
+            return found, scoring.curves_of(self.points, found, variants)
+
         try:
-            swept = sweep(
-                parts, self.sheets, self.points, self.variants, memory=budget, progress=progress
-            )
+            found, curves = swept(self.sheets, self.variants, told(0, coarse))
+            slots = [] if self.spec.parts is not None else candidates(curves[0], MOST)
+            if slots:
+                variants = self._finer(slots)
+                _, finer = swept(self._again(variants), variants, told(coarse, fine))
+                curves = scoring.refined(curves, finer)
         except CheckFailed as error:
             raise _named(error, self.subject) from None
-        return self.trace(swept, device, parts.compute_dtype)
+        refined = Refined(slots=slots, seeds=MORE * seeds_of(self.spec)) if slots else None
+        settings = self._settings(device, parts.compute_dtype, refined)
+        return self.trace(found, curves, settings)
 
-    def trace(self, swept: Swept, device: str, computed: str) -> Trace:
+    def trace(self, swept: Swept, curves: list[Curve], settings: Settings) -> Trace:
         slots, sets = self.slots, self._sets(swept)
-        curves = scoring.curves_of(self.points, swept, self.variants)
         again = sum(sheet.tokens.numel() for sheet in self.sheets if sheet.perturbed)
         once = sum(sheet.tokens.numel() for sheet in self.sheets)
         return Trace(
             model=self.subject.as_model(),
             slots=slots,
-            settings=self._settings(device, computed),
+            settings=settings,
             sets=sets,
             curves=curves,
             flow=scoring.flow_of(swept),
@@ -229,7 +338,7 @@ class _Diagnosis:
             naive_layer_tokens=len(slots) * (once + again * swept.variants),
         )
 
-    def _settings(self, device: str, computed: str) -> Settings:
+    def _settings(self, device: str, computed: str, refined: Refined | None) -> Settings:
         spec = self.spec
         return Settings(
             perturbations=[
@@ -241,7 +350,7 @@ class _Diagnosis:
                 )
                 for kind, strength in dict.fromkeys((v.kind, v.strength) for v in self.variants)
             ],
-            parts=list(spec.parts),
+            parts=list(spec.parts or PARTS),
             tokens=spec.tokens,
             length=self.material.length,
             seed=self.material.seed,
@@ -253,6 +362,8 @@ class _Diagnosis:
             device=device,
             compute_dtype=computed,
             start_token=self.reader.start_words,
+            perturbed=spec.perturbed,
+            refined=refined,
         )
 
     def _sets(self, swept: Swept) -> list[Set]:

@@ -53,8 +53,9 @@ class Effort:
 
     def visit(self, index: int, variants: Sequence[Variant]) -> int:
         """Of one token's visit to a layer, with the variants that are on their way there."""
-        again = sum(variant.reruns for variant in variants)
-        return self.layers[index] * (1 + len(variants) * index + again)
+        again = sum(variant.reruns and variant.acts_at(index) for variant in variants)
+        below = sum(variant.below(index) for variant in variants)
+        return self.layers[index] * (1 + below + again)
 
     def sweep(self, groups: Sequence[Sequence[Sheet]], variants: Sequence[Variant]) -> int:
         """Of all sheets, group by group, if every layer has every part.
@@ -73,8 +74,9 @@ class Effort:
                 once = sum(self.visit(index, here) for index in range(depth))
                 total += sheet.tokens.numel() * once
                 if sheet.points is not None:
-                    loss = int(sheet.lengths.sum()) if sheet.perturbed else 0  # of text
+                    loss = int(sheet.lengths.sum()) if sheet.is_text else 0
                     reads = len(sheet.members) * (views * depth + 1)
                     total += self.read * (loss + reads)
-                    total += self.compare * len(sheet.members) * len(here) * depth
+                    outcomes = sum(variant.below(depth) for variant in here)
+                    total += self.compare * len(sheet.members) * outcomes
         return total

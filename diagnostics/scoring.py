@@ -42,6 +42,63 @@ def curves_of(points: Sequence[Points], swept: Swept, variants: Sequence[Variant
     return found
 
 
+def refined(coarse: Sequence[Curve], finer: Sequence[Curve]) -> list[Curve]:
+    """Curves of all layers, with those of some layers that were measured again put in."""
+    again = {(curve.kind, curve.part, curve.on): curve for curve in finer}
+    found = [_put_in(curve, again.pop((curve.kind, curve.part, curve.on))) for curve in coarse]
+    return found + [_among(curve) for curve in again.values()]
+
+
+def _put_in(coarse: Curve, fine: Curve) -> Curve:
+    """What is finer stands for itself; what is vulnerable, both decide."""
+    here = [slot for slot, mean in enumerate(fine.mean) if mean is not None]
+    lists = {
+        name: [
+            getattr(fine if slot in here else coarse, name)[slot]
+            for slot in range(len(coarse.mean))
+        ]
+        for name in ("mean", "low", "high", "loss_rise", "loss_error")
+    }
+    means = [mean for mean in lists["mean"] if mean is not None]
+    first = max(here, key=lambda slot: lists["mean"][slot])
+    spread = max(means) / min(means) if min(means) > 0 else None
+    floor = lists["low"][first]
+    open_ = [
+        slot
+        for slot, high in enumerate(coarse.high)
+        if slot not in here and coarse.mean[slot] is not None
+        and (floor is None or high is None or high >= floor)
+    ]  # fmt: skip
+    why = coarse.why
+    if max(means) > 0 and (spread is None or spread >= measures.LEAST_SPREAD):
+        why = _why_refined(fine.agreement, first, here, open_)
+    decided = None if why.startswith("undecided") else first
+    update = {**lists, "agreement": fine.agreement, "spread": spread and short(spread)}
+    return coarse.model_copy(update={**update, "vulnerable": decided, "why": why})
+
+
+def _why_refined(
+    agreement: float | None, first: int, here: Sequence[int], others: Sequence[int]
+) -> str:
+    among = f"among slots {', '.join(map(str, here))}"
+    if agreement is None:
+        return f"undecided: one draw {among} does not say what others would do; use more seeds"
+    share = f"{agreement:.0%} of the resamples name slot {first} {among}"
+    if agreement < measures.LEAST_AGREEMENT:
+        return f"undecided: only {share}"
+    if others:
+        listed = ", ".join(map(str, others))
+        return f"undecided: {share}, but slots {listed}, measured with fewer seeds, may lie higher"
+    return share
+
+
+def _among(fine: Curve) -> Curve:
+    """A part that was measured in some layers alone: which of all is vulnerable is open."""
+    here = ", ".join(str(slot) for slot, mean in enumerate(fine.mean) if mean is not None)
+    why = f"undecided: measured in slots {here} alone" if here else fine.why
+    return fine.model_copy(update={"vulnerable": None, "why": why})
+
+
 def _groups(
     points: Sequence[Points], swept: Swept
 ) -> Iterator[tuple[str, list[tuple[Points, Read]]]]:
@@ -56,11 +113,12 @@ def _groups(
 
 
 def _by_unit(values_WLN: Tensor | None, points: Points) -> Tensor:
-    """Means over the points of each unit, (W, L, U)."""
+    """Means over the points of each unit that was perturbed, (W, L, U)."""
     assert values_WLN is not None
     num = int(points.units.max()) + 1
     sums = values_WLN.new_zeros((*values_WLN.shape[:2], num)).index_add(2, points.units, values_WLN)
-    return sums / points.units.bincount(minlength=num)
+    means = sums / points.units.bincount(minlength=num)
+    return means[:, :, ~means.isnan().all(0).all(0)]
 
 
 def _curve(

@@ -49,6 +49,7 @@ class Sheet:
         members: which of those points, (N,).
         perturbed: whether its rows run through perturbed layers, too.
         start: number of tokens before the text of each row.
+        is_text: whether the loss over all of its tokens is asked for, too.
     """
 
     tokens: Tensor
@@ -59,6 +60,7 @@ class Sheet:
     members: Tensor
     perturbed: bool
     start: int = 0
+    is_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,14 +112,21 @@ def task_sheets(
     return Points(items.name, "task", torch.arange(len(questions)), targets), sheets
 
 
-def text_sheets(reader: Reader, part: Windows, index: int) -> tuple[Points, list[Sheet]]:
-    """Held-out text of a domain, perturbed and scored."""
+def text_sheets(
+    reader: Reader, part: Windows, index: int, *, perturbed: int | None = None
+) -> tuple[Points, list[Sheet]]:
+    """Held-out text of a domain, scored.
+
+    Args:
+        perturbed: tokens of it that run through perturbed layers, in whole stretches, two at least;
+            None: all.
+    """
     sheets: list[Sheet] = []
     units: list[Tensor] = []
     targets: list[Tensor] = []
     done = num_rows = 0
     first = max(1, len(reader.start))  # of text, the token that all others have as context
-    for rows in _text_rows(reader, part.held_out):
+    for rows, here in _perturbed_first(reader, part, perturbed):
         lengths = torch.tensor([len(row) for row in rows])
         # The last token of a row has nothing behind it; a single one predicts nothing.
         places = [_spread(min(first, len(row) - 2), len(row) - 2, SCORED) for row in rows]
@@ -125,7 +134,7 @@ def text_sheets(reader: Reader, part: Windows, index: int) -> tuple[Points, list
         tokens = _padded(rows)
         members = torch.arange(done, done + len(at))
         start = len(reader.start)
-        sheets.append(Sheet(tokens, lengths, at, columns, index, members, True, start))
+        sheets.append(Sheet(tokens, lengths, at, columns, index, members, here, start, True))
         targets.append(tokens[at, columns + 1])
         units.append(at + num_rows)
         num_rows += len(rows)
@@ -154,6 +163,19 @@ def lens_sheets(
         tokens = _padded([rows[i] for i in some])
         sheets.append(Sheet(tokens, sizes, at, columns, None, at, perturbed=False))
     return sheets
+
+
+def _perturbed_first(
+    reader: Reader, part: Windows, perturbed: int | None
+) -> Iterator[tuple[list[list[int]], bool]]:
+    """Rows that run together, and whether perturbed layers see them: stretches from everywhere."""
+    texts = part.held_out
+    wanted = len(texts) if perturbed is None else max(2, -(-perturbed // part.length))
+    chosen = set(_spread(0, len(texts) - 1, wanted))
+    for here in (True, False):
+        some = [text for i, text in enumerate(texts) if (i in chosen) == here]
+        for rows in _text_rows(reader, some) if some else ():
+            yield rows, here
 
 
 def _text_rows(reader: Reader, texts: Sequence[str]) -> Iterator[list[list[int]]]:

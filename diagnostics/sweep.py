@@ -105,7 +105,7 @@ def sweep(
     groups = [
         [*(again if i else plain), *group]
         for i, group in enumerate(
-            _groups(parts, [s for s in sheets if s.perturbed], len(variants), memory)
+            _groups(parts, [s for s in sheets if s.perturbed], variants, memory)
         )
     ]
     work = _Work(parts, points, variants)
@@ -116,13 +116,32 @@ def sweep(
     return work.swept()
 
 
+@torch.no_grad()
+def pass_through(parts: Parts, tokens: Tensor, positions: int, *, layers: bool = True) -> None:
+    """What a sweep does with text, once, to be timed: through the layers, and a read-out."""
+    model = parts.model
+    with parts.embedding():
+        stream = Stream(model, tokens.to(model.device), None)
+    hidden = stream.first
+    for index in range(len(model.model.layers) if layers else 0):
+        with parts.slot(index):
+            hidden = stream.run_slot(index, stream.cross(index, hidden))
+    width = model.config.donor_config(model.config.head).hidden_size
+    states = hidden.reshape(-1, hidden.shape[-1])[:positions]
+    shown = states.new_zeros(len(states), width) if states.shape[-1] != width else states
+    with parts.head():
+        logp = measures.log_softmax(stream.logits(shown[None])[0])
+        measures.jensen_shannon(logp, logp.flip(0))
+
+
 def _groups(
-    parts: Parts, sheets: Sequence[Sheet], num_variants: int, memory: int
+    parts: Parts, sheets: Sequence[Sheet], variants: Sequence[Variant], memory: int
 ) -> list[list[Sheet]]:
     """Sheets whose states fit into memory together; at least one at a time."""
     config, depth = parts.model.config, len(parts.model.model.layers)
     width = max(config.donor_config(name).hidden_size for name in config.donors)
-    each = (1 + num_variants * depth) * width * parts.model.dtype.itemsize
+    rows = 1 + sum(variant.below(depth) for variant in variants)
+    each = rows * width * parts.model.dtype.itemsize
     groups: list[list[Sheet]] = [[]]
     taken = 0
     for sheet in sheets:
@@ -162,7 +181,7 @@ class _Work:
         self.model = parts.model
         self.depth = len(self.model.model.layers)
         self.device = self.model.device
-        self.effort = _effort(parts)
+        self.effort = effort_of(parts)
         self.tell: Callable[[int], None] = lambda _: None
         self.done = self.layer_tokens = 0
         K, L, W = self.depth + 1, self.depth, len(variants)
@@ -226,7 +245,7 @@ class _Work:
                     run.variants[key] = run.stream.run(hidden, index, index + 1)
                     self._count(run, index)
                 for w, variant in enumerate(self.variants):
-                    if not has_part(layer, variant.part):
+                    if not variant.acts_at(index) or not has_part(layer, variant.part):
                         continue
                     changed = perturbed(variant, run.stream, index, given, gave, stand)
                     run.variants[w, index] = changed
@@ -382,7 +401,8 @@ def _of(logp_NV: Tensor, targets_N: Tensor) -> Tensor:
     return logp_NV.gather(-1, targets_N[:, None])[:, 0].double()
 
 
-def _effort(parts: Parts) -> Effort:
+def effort_of(parts: Parts) -> Effort:
+    """What the steps of a sweep of a model take."""
     config = parts.model.config
     return Effort.of(
         [sum(p.numel() for p in layer.parameters()) for layer in parts.model.model.layers],

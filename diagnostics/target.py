@@ -24,6 +24,7 @@ class Options:
     parts: Sequence[str] = ()
     seeds: int | None = None
     tokens: int | None = None
+    perturbed: int | None = None
 
     def sections(self) -> dict[str, Any]:
         """As sections of a recipe; files are those of the working folder."""
@@ -33,6 +34,7 @@ class Options:
             "parts": list(self.parts),
             "seeds": self.seeds,
             "tokens": self.tokens,
+            "perturbed": self.perturbed,
         }
         given = {key: value for key, value in diagnostics.items() if value not in ([], None)}
         data = [str(Path.cwd() / name) for name in self.text]

@@ -89,6 +89,13 @@ class Perturbation(_Part):
     seeds: int
 
 
+class Refined(_Part):
+    """What was measured a second time, with more seeds, since it decides something."""
+
+    slots: list[int]
+    seeds: int
+
+
 class Settings(_Part):
     """How the measuring was done."""
 
@@ -105,6 +112,8 @@ class Settings(_Part):
     device: str
     compute_dtype: str | None = None  # that the model computed in; None: as it is stored
     start_token: str | None = None  # what stood before each text, or "none"; None: not noted
+    perturbed: int | None = None  # tokens of the scored text that were perturbed; None: all
+    refined: Refined | None = None  # mixers and MLPs were measured in these slots alone
 
 
 class Lens(_Part):

@@ -35,12 +35,21 @@ Stand = Callable[[Tensor], Tensor]  # a linear map in a layer's place
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of perturbing a layer; every layer is perturbed in every way."""
+    """One way of perturbing a layer; `layers`: those that are perturbed so, None: each in turn."""
 
     kind: str
     strength: float
     part: str = LAYER
     seed: int = 0
+    layers: frozenset[int] | None = None
+
+    def below(self, index: int) -> int:
+        """Number of layers below one that are perturbed so."""
+        return index if self.layers is None else sum(layer < index for layer in self.layers)
+
+    def acts_at(self, index: int) -> bool:
+        """Whether a layer is perturbed so."""
+        return self.layers is None or index in self.layers
 
     @property
     def acts_on(self) -> str:
@@ -75,7 +84,11 @@ class Variant:
 
 
 def all_variants(
-    kinds: Sequence[tuple[str, float | None]], *, parts: Sequence[str], seeds: int
+    kinds: Sequence[tuple[str, float | None]],
+    *,
+    parts: Sequence[str],
+    seeds: int,
+    layers: frozenset[int] | None = None,
 ) -> list[Variant]:
     """Every perturbation of every part; those without chance once, the others with each seed."""
     found = []
@@ -86,7 +99,7 @@ def all_variants(
             if part == LAYER or not whole_only:
                 for seed in range(seeds if plugin.RANDOM else 1):
                     value = plugin.STRENGTH if strength is None else strength
-                    found.append(Variant(kind, float(value), part, seed))
+                    found.append(Variant(kind, float(value), part, seed, layers))
     return found
 
 

@@ -229,6 +229,8 @@ def verify(
 @click.option("--part", type=click.Choice(["layer", "mixer", "mlp"]), multiple=True)
 @click.option("--seeds", type=click.IntRange(1, 100), help="Of each perturbation by chance.")
 @click.option("--tokens", type=click.IntRange(64), help="Of text, over all domains.")
+@click.option("--perturbed", type=click.IntRange(32), help="Tokens of text that are perturbed.")
+@click.option("--budget", help="What is left open is chosen by: 10m, 2h.  [default: 10m]")
 @click.option("--stream", is_flag=True, help="Read one layer at a time: less memory, as many bits.")
 @DEVICE
 @COMPUTE

@@ -67,6 +67,13 @@ def parse_size(text: str, option: str) -> int:
         raise HybridizeError(f"{option}: {found}", fix=fix) from None
 
 
+def parse_time(text: str, option: str) -> int:
+    """Seconds, out of an option of the command line."""
+    if not re.fullmatch(r"[1-9]\d{0,5}\s*[smh]", text.strip()):
+        raise HybridizeError(f"{option}: '{text}' is no time", fix="write 30s, 10m or 1h, say")
+    return seconds_of(text)
+
+
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 

@@ -191,15 +191,36 @@ class DiagnosticsSpec(Section):
         description="sets that hybridize brings, or files; default: all that it brings",
     )
     perturbations: list[PerturbationSpec] = Field([PerturbationSpec()], min_length=1)
-    parts: list[Literal["layer", "mixer", "mlp"]] = Field(
-        ["layer", "mixer", "mlp"], min_length=1, description="of a layer, perturbed alone"
+    parts: list[Literal["layer", "mixer", "mlp"]] | None = Field(
+        None,
+        min_length=1,
+        description=(
+            "of a layer, perturbed alone; default: all three where tokens are given; else the "
+            "layer, and all three of the layers that may be the most sensitive"
+        ),
     )
     perturb: Literal["text", "all"] = Field(
         "text", description="what runs through perturbed layers: text alone, or probes as well"
     )
-    seeds: int = Field(3, ge=1, le=100, description="of perturbations by chance")
-    tokens: int = Field(5120, ge=64, description="of text, over all domains; half is perturbed")
+    seeds: int | None = Field(
+        None, ge=1, le=100, description="of perturbations by chance; default: 3, or what fits"
+    )
+    tokens: int = Field(5120, ge=64, description="of text, over all domains; half is scored")
+    perturbed: int | None = Field(
+        None,
+        ge=32,
+        description=(
+            "tokens of the scored text that are perturbed; default: all where tokens or parts are "
+            "given, else what fits into the budget"
+        ),
+    )
     length: int = Field(128, ge=8, description="tokens of a stretch of text")
+
+    @property
+    def by_budget(self) -> bool:
+        """Whether all layers are measured coarsely, and finer where it decides something."""
+        given = {"tokens", "parts"} & self.model_fields_set
+        return self.parts is None and (self.perturbed is not None or not given)
 
 
 class CandidateSpec(Section):

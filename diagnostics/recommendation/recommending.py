@@ -12,6 +12,7 @@ from hybridize.assembler.lineage import Lineages
 from hybridize.assembler.loading import Weights
 from hybridize.assembler.plan import Plan, make_plan
 from hybridize.assembler.precision import AUTO
+from hybridize.diagnostics.budget import seeds_of
 from hybridize.diagnostics.diagnosis import Material, diagnose_on, gather_material
 from hybridize.diagnostics.recommendation.assembling import Measured, Workshop
 from hybridize.diagnostics.recommendation.candidates import (
@@ -280,7 +281,7 @@ class _Check:
             Weights(evidence.donors, machine.device, compute=machine.compute),
             evidence.material,
             evidence.traces,
-            variants=all_variants([first], parts=["layer"], seeds=spec.seeds),
+            variants=all_variants([first], parts=["layer"], seeds=seeds_of(spec)),
             memory=machine.memory,
             offline=machine.offline,
         )

@@ -101,9 +101,20 @@ def _legend(trace: Trace) -> Text:
     first = trace.settings.perturbations[0]
     return Text(
         f"{mark}\n{', '.join(dict.fromkeys([curve.part, *trace.settings.parts]))}: sensitivity to "
-        f"{first.kind} {first.strength:g}, in nats; interval: {level:.0%}, of the {curve.part}",
+        f"{first.kind} {first.strength:g}, in nats; interval: {level:.0%}, of the {curve.part}"
+        f"{_refined(trace)}",
         style="dim",
     )
+
+
+def _refined(trace: Trace) -> str:
+    """Which slots were measured with more seeds than the others."""
+    found = trace.settings.refined
+    if found is None:
+        return ""
+    seeds = trace.settings.perturbations[0].seeds
+    slots = ", ".join(map(str, found.slots))
+    return f"\nslots {slots}: {found.seeds} seeds; all others: {seeds}, and no mixer or MLP alone"
 
 
 def _sets(trace: Trace) -> Table:

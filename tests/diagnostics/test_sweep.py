@@ -48,7 +48,8 @@ def sheet(
     real = torch.arange(tokens.shape[1]) < sizes[:, None]
     at, columns = real.nonzero().unbind(1)
     members = torch.arange(first, first + len(at))
-    return Sheet(tokens, sizes, at, columns, points, members, perturbed=points is not None)
+    asked = points is not None
+    return Sheet(tokens, sizes, at, columns, points, members, perturbed=asked, is_text=asked)
 
 
 def text(sheets: Sequence[Sheet]) -> Points:

@@ -1,0 +1,97 @@
+"""What of a diagnosis fits into a budget of time: coarse for all layers, finer where it decides.
+
+A short run of the model itself says how long the work takes; what is chosen is told, and noted in
+the trace, so that flags repeat it on any machine (torch side).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from hybridize.assembler.loading import Parts
+from hybridize.assembler.timing import seconds_of
+from hybridize.console import duration, say
+from hybridize.diagnostics.effort import Effort
+from hybridize.diagnostics.sheets import Sheet
+from hybridize.diagnostics.sweep import LOGITS, effort_of, pass_through
+from hybridize.diagnostics.trace import Curve
+from hybridize.recipe_sections import DiagnosticsSpec
+
+BUDGET = 600.0  # seconds, where nothing else is said
+SEEDS = 3
+MOST = 4  # layers that are measured again, at most
+MORE = 2  # times the seeds, for these
+PERTURBED = (1280, 640, 320)  # tokens, where all are too many
+SAMPLE = 512  # tokens of the timed run
+POSITIONS = 128  # whose outcomes are read out in it, at most
+
+
+def seeds_of(spec: DiagnosticsSpec) -> int:
+    """Draws of perturbations by chance."""
+    return spec.seeds or SEEDS
+
+
+def choices(spec: DiagnosticsSpec) -> list[DiagnosticsSpec]:
+    """Settings that a recipe leaves open, the best first; one where it says all."""
+    if not spec.by_budget:
+        parts = spec.parts or ["layer", "mixer", "mlp"]
+        return [spec.model_copy(update={"parts": parts, "seeds": seeds_of(spec)})]
+    numbers = [None, *PERTURBED] if spec.perturbed is None else [spec.perturbed]
+    fewer = [SEEDS, SEEDS - 1] if spec.seeds is None else [spec.seeds]
+    pairs = [(number, fewer[0]) for number in numbers] + [(numbers[-1], s) for s in fewer[1:]]
+    return [spec.model_copy(update={"perturbed": n, "seeds": seeds}) for n, seeds in pairs]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Seconds for a multiplication, in layers and in what is read out."""
+
+    layers: float
+    head: float
+
+    def seconds(self, work: Callable[[Effort], int], effort: Effort) -> float:
+        """Of some work, whose effort is asked for with the head and without it."""
+        layers = work(replace(effort, read=0, compare=0))
+        return layers * self.layers + (work(effort) - layers) * self.head
+
+
+@torch.no_grad()
+def timed(parts: Parts, sheets: Sequence[Sheet], device: str) -> Rate:
+    """Time some text on its way through a model, and its head; the first pass is not counted."""
+    tokens = next(sheet.tokens for sheet in sheets)
+    tokens = tokens[: max(1, SAMPLE // tokens.shape[1])]
+    effort = effort_of(parts)
+    read = min(POSITIONS, tokens.numel(), max(1, LOGITS // parts.model.config.vocab_size))
+    pass_through(parts, tokens, read)
+    both: list[float] = []
+    head: list[float] = []
+    for _ in range(2):
+        both.append(seconds_of(lambda: pass_through(parts, tokens, read), device))
+        head.append(seconds_of(lambda: pass_through(parts, tokens, read, layers=False), device))
+    layers = max(min(both) - min(head), 1e-9)
+    return Rate(layers / (tokens.numel() * sum(effort.layers)), min(head) / (read * effort.compare))
+
+
+def tell_choice(spec: DiagnosticsSpec, took: float, budget: float | None) -> None:
+    """Say what was chosen, what it will take, and how to repeat it."""
+    if budget is None:
+        say(f"about {duration(took)}")
+        return
+    text = "all scored text" if spec.perturbed is None else f"{spec.perturbed} tokens"
+    flags = f"--perturbed {spec.perturbed or spec.tokens // 2} --seeds {seeds_of(spec)}"
+    over = "" if took <= budget else f", more than the budget of {duration(budget)}"
+    say(f"perturbing {text} with {seeds_of(spec)} seeds: about {duration(took)}{over} ({flags})")
+
+
+def candidates(curve: Curve, most: int) -> list[int]:
+    """Slots that may be the most sensitive: their intervals reach the first one's; at least two."""
+    there = [(mean, slot) for slot, mean in enumerate(curve.mean) if mean is not None]
+    order = [slot for _, slot in sorted(there, key=lambda pair: (-pair[0], pair[1]))]
+    if not order:
+        return []
+    floor = curve.low[order[0]]
+    near = [s for s in order if floor is None or (curve.high[s] or 0.0) >= floor]
+    return sorted((near if len(near) > 1 else order[:2])[:most])
