@@ -176,7 +176,7 @@ def _refuse_wrapper(donor: Donor, place: str) -> None:
         raise HybridizeError(
             f"'{donor.name}' is a multimodal model ({whole.get('model_type')}): the language model "
             "inside of it cannot be merged",
-            fix="build the language model alone (a recipe with all of its layers), and merge that",
+            fix="name it under donors, and stack its layers by slots instead of merging",
             place=place,
         )
 

@@ -181,7 +181,8 @@ def _added(folder: Path) -> dict[int, str]:
 
 
 def _tokens(folder: Path, rows: int) -> Iterator[Finding]:
-    beyond, added = tokens_beyond(folder, rows), _added(folder)
+    added = _added(folder)
+    beyond = [number for number in added if number >= rows]
     if 2 * len(beyond) > len(added):
         yield Finding(
             f"has a tokenizer that gives numbers up to {max(beyond)}, and {rows} rows in its "

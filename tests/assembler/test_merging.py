@@ -392,7 +392,7 @@ REFUSED = {
     "models: [{model: base}, {model: whole}]\nmerge_method: linear": (
         "wrong.yaml:1:33: models[1].model: 'whole' is a multimodal model (gemma3): the language "
         "model inside of it cannot be merged\n"
-        "  fix: build the language model alone (a recipe with all of its layers), and merge that"
+        "  fix: name it under donors, and stack its layers by slots instead of merging"
     ),
     "models: [{model: base+lora}]\nmerge_method: linear": "an adapter on top of a model",
     "models: [{model: base}]\nmodels: [{model: math}]": "key 'models' stands twice",
