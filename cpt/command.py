@@ -20,11 +20,13 @@ from hybridize.cpt.policy_words import tensor_list
 from hybridize.cpt.rates import rate_lines
 from hybridize.cpt.stages import Stage
 from hybridize.cpt.target import find_target
+from hybridize.errors import HybridizeError
 
 if TYPE_CHECKING:
     from hybridize.cpt.forecast import Forecast
     from hybridize.cpt.pretraining import Trained
     from hybridize.cpt.timing import Timing
+    from hybridize.recipe import RecipeFile
 
 QUICK = 2_000_000_000  # bytes of a model that a forecast reads without being asked to
 
@@ -194,6 +196,24 @@ def forecast(
             for stage in plan.stages
         ],
     )
+
+
+def rates_in_plan(recipe: RecipeFile) -> list[str]:
+    """Learning rates of a recipe's training, of the model in out/NAME; none without a section."""
+    if recipe.recipe.cpt is None:
+        return []
+    folder = Path("out") / recipe.name
+    if not (folder / MANIFEST).is_file():
+        return ["learning rates: by what learns; hybridize cpt --forecast shows them after build"]
+    try:
+        stages = plan_training(recipe, folder).stages
+    except HybridizeError as error:  # the model there may be of another recipe: build says
+        return [f"learning rates: not known of {folder}: {error.findings[0].found}"]
+    return [
+        f"stage {i}: {line}" if len(stages) > 1 else line
+        for i, stage in enumerate(stages)
+        for line in rate_lines(stage.rates)
+    ]
 
 
 def _timings(plan: CptPlan, device: str) -> list[Timing]:

@@ -129,6 +129,7 @@ def plan(recipe: Path, *, prove: bool, full: bool, as_json: bool, offline: bool)
     from hybridize.assembler.plan import make_plan
     from hybridize.assembler.plan_report import plan_as_dict, plan_table
     from hybridize.console import show, show_json
+    from hybridize.cpt.command import rates_in_plan
     from hybridize.recipe import load_recipe
 
     planned = make_plan(load_recipe(recipe), offline=offline, weights=False)
@@ -136,7 +137,13 @@ def plan(recipe: Path, *, prove: bool, full: bool, as_json: bool, offline: bool)
         from hybridize.assembler.assemble import prove_target
 
         planned = prove_target(planned)
-    show_json(plan_as_dict(planned)) if as_json else show(plan_table(planned, full=full))
+    rates = rates_in_plan(planned.recipe)
+    if as_json:
+        show_json(plan_as_dict(planned) | ({"learning_rates": rates} if rates else {}))
+        return
+    show(plan_table(planned, full=full))
+    if rates:
+        show("\n" + "\n".join(rates))
 
 
 @main.command(short_help="Assemble, check and publish a model")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
+from hybridize.cli import main
 from hybridize.cpt.policy import Entry, resolve
 from hybridize.cpt.rates import rate_lines, rates_of
 from hybridize.cpt.stack import Stack, read_stack
 from hybridize.recipe_sections import CptSpec
-from tests.assembler.stacks import UNFITTED, build_in, save_donor
+from tests.assembler.stacks import UNFITTED, build_in, save_donor, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +67,27 @@ def test_the_reason_says_how_much_learns(stack: Stack) -> None:
     assert rate_lines(rates_of(policy, CptSpec())) == [
         f"learning rate of slot: 0.0003 (default: {share:.0%} of the parameters learn (up to 25%))"
     ]
+
+
+def test_a_plan_tells_the_rates_of_what_has_been_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_donor(tmp_path / "a", "llama")
+    data = {
+        "donors": {"a": {"model": "a"}},
+        "slots": [{"from": "a", "layers": "0-3"}],
+        "cpt": {"train": [{"shallow": 1}]},
+    }
+    recipe = str(write_recipe(tmp_path / "recipe.yaml", data))
+    before = CliRunner().invoke(main, ["plan", recipe])
+    assert "hybridize cpt --forecast shows them after build" in before.output
+    build_in(tmp_path, data, "out/recipe")
+    after = CliRunner().invoke(main, ["plan", recipe])
+    assert after.exit_code == 0, after.output
+    assert "learning rate of slot: 0.0003 (default: 22% of the parameters learn" in after.output
+    found = json.loads(CliRunner().invoke(main, ["plan", recipe, "--json"]).stdout)
+    assert len(found["learning_rates"]) == 1
+    without = {key: value for key, value in data.items() if key != "cpt"}
+    plain = CliRunner().invoke(main, ["plan", str(write_recipe(tmp_path / "plain.yaml", without))])
+    assert "learning rate" not in plain.output
