@@ -16,7 +16,7 @@ from hybridize.assembler.soundness import contradictions, refuse_adapter_alone, 
 from hybridize.assembler.tokenizer_files import tokenizer_files
 from hybridize.checkpoint import Checkpoint, open_checkpoint
 from hybridize.errors import Finding, HybridizeError
-from hybridize.files import states_of
+from hybridize.files import expanded, states_of
 
 ALONE = "model"  # what a model is called in memory that is the hybrid of its own layers
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -160,7 +160,7 @@ def locate(
         base: folder of the recipe.
         weights: False if the headers of a model of the hub will do.
     """
-    folder = (base / Path(model).expanduser()).resolve()
+    folder = (base / expanded(model)).resolve()
     if folder.is_dir():
         if revision is not None:
             raise HybridizeError(

@@ -148,6 +148,9 @@ def _clear_errors(
     fix = f"see https://huggingface.co/{model}, and `hf auth login` if it needs an account"
     try:
         yield
+    except errors.HFValidationError:
+        found = f"there is no such folder, and '{shorten(model)}' is no id of the hub"
+        raise HybridizeError(found, fix="correct the path", place=place) from None
     except errors.RevisionNotFoundError:
         raise HybridizeError(f"the hub has no revision {wanted}", fix=fix, place=place) from None
     except errors.GatedRepoError:

@@ -19,6 +19,7 @@ from hybridize.assembler.donors import Donor, load_donor, locate
 from hybridize.assembler.heads import ties
 from hybridize.checkpoint import Checkpoint, TensorHeader
 from hybridize.errors import Finding, HybridizeError, did_you_mean
+from hybridize.files import expanded
 from hybridize.positions import Document, Place, as_dict, as_list, read_yaml
 
 # Buffers that old checkpoints hold and no class of transformers asks for any more.
@@ -226,7 +227,7 @@ def _reference(value: Any, base: Path, place: str) -> tuple[str, str | None]:
         value, lora = value.get("model"), value.get("lora")
     if isinstance(value, dict) and isinstance(value.get("path"), str):
         path, revision = value["path"], value.get("revision")
-    elif isinstance(value, str) and (base / Path(value).expanduser()).is_dir():
+    elif isinstance(value, str) and (base / expanded(value)).is_dir():
         path, revision = value, None  # where mergekit would stumble over a '+' in the path
     elif isinstance(value, str):
         name, _, lora = value.partition("+") if lora is None else (value, "", lora)

@@ -89,6 +89,14 @@ def _unreadable(path: Path, error: OSError) -> HybridizeError:
     return HybridizeError(f"cannot be read: {error.strerror or error}", place=shorten(str(path)))
 
 
+def expanded(path: str) -> Path:
+    """A path as a user writes it; the home of a user that is not there is a name like any other."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def is_file_name(name: str) -> bool:
     """Whether a file could be called so."""
     try:

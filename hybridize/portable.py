@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from hybridize.files import expanded
 from hybridize.positions import Document, parse_yaml
 
 
@@ -20,7 +21,7 @@ def portable(value: Any, folder: Path) -> Any:
         folder: where relative paths start.
     """
     if isinstance(value, str):
-        return os.path.relpath(Path(value).expanduser(), folder) if _is_absolute(value) else value
+        return os.path.relpath(expanded(value), folder) if _is_absolute(value) else value
     if isinstance(value, Mapping):
         return {key: portable(part, folder) for key, part in value.items()}
     return [portable(part, folder) for part in value] if isinstance(value, list | tuple) else value

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from hybridize.errors import Finding, HybridizeError
+from hybridize.files import expanded
 from hybridize.positions import Document, parse_yaml, read_yaml
 from hybridize.recipe_mistakes import check
 from hybridize.recipe_sections import Recipe
@@ -35,7 +36,7 @@ class RecipeFile:
 
     def path(self, relative: str) -> Path:
         """A path of the recipe; relative ones start at the recipe's folder."""
-        return self.document.path.parent / Path(relative).expanduser()
+        return self.document.path.parent / expanded(relative)
 
 
 def load_recipe(path: Path) -> RecipeFile:

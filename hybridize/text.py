@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridize.errors import Finding, HybridizeError, did_you_mean
+from hybridize.files import expanded
 from hybridize.positions import Step
 from hybridize.recipe import RecipeFile
 from hybridize.recipe_fields import GLOB
@@ -160,7 +161,7 @@ def _written(recipe: RecipeFile, where: tuple[Step, ...]) -> str:
 
 def _matches(base: Path, name: str) -> list[Path]:
     """Files of a name or pattern, by name; a file that is called like a pattern goes first."""
-    path = base / Path(name).expanduser()
+    path = base / expanded(name)
     if path.is_file():
         if path.stat().st_size == 0:
             raise HybridizeError(f"{path} is empty", fix="fill it, or leave it out")
@@ -182,7 +183,7 @@ def _matches(base: Path, name: str) -> list[Path]:
 
 
 def _glob(base: Path, pattern: str) -> Iterator[Path]:
-    parts = Path(pattern).expanduser().parts
+    parts = expanded(pattern).parts
     first = next(i for i, part in enumerate(parts) if GLOB.search(part))
     # The folder of the recipe may be called like a pattern: it is none.
     return base.joinpath(*parts[:first]).glob("/".join(parts[first:]))

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from hybridize.diagnostics.recommendation.placement import Run
+from hybridize.files import expanded
 from hybridize.positions import as_dict
 from hybridize.recipe import RecipeFile
 from hybridize.recipe_fields import GLOB
@@ -110,7 +111,7 @@ def _moved(donor: Mapping[str, Any], recipe: RecipeFile, folder: Path) -> dict[s
 
 def _relative(path: str, recipe: RecipeFile, folder: Path) -> str:
     """A path of the recipe, or a pattern, from another folder; absolute ones stay."""
-    if Path(path).expanduser().is_absolute():
+    if expanded(path).is_absolute():
         return path
     found = os.path.relpath(recipe.path(path), folder)
     # What looks like a hub id is one, unless it begins as a path does.

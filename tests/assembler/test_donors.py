@@ -7,12 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from hybridize.assembler.donors import locate, open_model
 from hybridize.assembler.inspection import depth_map
 from hybridize.checkpoint import open_checkpoint
+from hybridize.cli import main
 from hybridize.errors import HybridizeError
-from tests.assembler.stacks import UNFITTED, assert_same, build_in, load, plan_of, save_donor
+from tests.assembler.stacks import (
+    UNFITTED,
+    assert_same,
+    build_in,
+    load,
+    plan_of,
+    save_donor,
+    write_recipe,
+)
 from tests.tiny import FAMILIES, tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -169,3 +179,18 @@ def test_rotary_donors_alone_have_no_table(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, stack)
     assert plan.positions is None
     assert not [note for note in plan.notes if "context length" in note]
+
+
+@pytest.mark.parametrize("model", ["~nobody-of-that-name/x", "y" * 5000, "a/" + "y" * 300])
+def test_a_name_that_no_folder_can_have_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    """pathlib answers each of them with an error of its own."""
+    monkeypatch.chdir(tmp_path)
+    slots = [{"from": "a", "layer": 0}]
+    write_recipe(tmp_path / "x.yaml", {"donors": {"a": {"model": model}}, "slots": slots})
+    for arguments in (["plan", "x.yaml"], ["inspect", model], ["verify", model]):
+        done = CliRunner().invoke(main, [*arguments, "--offline"])
+        assert done.exit_code == 2
+        assert isinstance(done.exception, SystemExit)
+        assert 20 < len(done.stderr) < 1000
