@@ -30,6 +30,8 @@ from hybridize.errors import HybridizeError
 # decay rates of neighbouring heads fall together.
 DECAY_RATES = re.compile(r"\.(A_log|D)$")
 
+HEAD_BIAS = "lm_head.bias"
+
 #: Hybrid tensor name -> (donor, name in that donor's model in memory).
 Origins = dict[str, tuple[str, str]]
 
@@ -100,6 +102,9 @@ def hybrid_layout(
             layout.append(OutTensor(name, computed_dtype, shape, (), keep))
             continue
         donor, inner = origins[name]
+        if name == HEAD_BIAS and not sources[donor].has(inner):  # as transformers starts it
+            layout.append(OutTensor(name, computed_dtype, shape, (), keep, zero=True))
+            continue
         source = sources[donor].tensor(inner)
         if _starts_at_zero(hybrid_config, name):
             layout.append(OutTensor(name, source.dtype, shape, (), keep, zero=True))
@@ -176,6 +181,10 @@ class DonorTensors:
     def path(self, module: nn.Module) -> str:
         """The name of one of the donor's modules."""
         return self._paths[id(module)]
+
+    def has(self, name: str) -> bool:
+        """Whether its files hold a tensor."""
+        return name in self.found
 
     def tensor(self, name: str) -> Symbolic:
         """The source of one in-memory tensor; a tied one may lie on disk under its twin's name."""

@@ -15,7 +15,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from hybridize.assembler.architectures import refusal
 from hybridize.assembler.donors import load_donor
 from hybridize.assembler.fit_report import fit_table
-from hybridize.assembler.loading import load_folder
+from hybridize.assembler.loading import Weights, load_folder
 from hybridize.cpt.stack import read_stack
 from hybridize.diagnostics.subjects import check_heads, model_subject, recipe_subjects
 from hybridize.errors import HybridizeError
@@ -124,6 +124,20 @@ def test_a_donor_without_a_head_gives_layers_and_is_no_control(tmp_path: Path) -
     ours, theirs = load(built.folder), load(tmp_path / "base")
     for mine, other in zip(ours.model.layers[1].parameters(), theirs.model.layers[0].parameters(),
                            strict=True):  # fmt: skip
+        assert torch.equal(mine, other)
+
+
+def test_the_states_of_a_donor_without_a_head_can_be_read(tmp_path: Path) -> None:
+    """Phi's head has a bias, which is not there either."""
+    model = tiny_model("phi")
+    model.model.save_pretrained(tmp_path)
+    donor = load_donor(tmp_path, name="a", source="a", place="a")
+    assert not donor.has_head
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        ours = Weights({"a": donor}).alone("a")(ids, output_hidden_states=True)
+        theirs = model(ids, output_hidden_states=True)
+    for mine, other in zip(ours.hidden_states, theirs.hidden_states, strict=True):
         assert torch.equal(mine, other)
 
 
