@@ -19,6 +19,7 @@ from hybridize.assembler.calibration import gather
 from hybridize.assembler.carrying import Carried, Carrier, compare_tokens
 from hybridize.assembler.copying import copy_outputs, hash_ranges, same_bytes
 from hybridize.assembler.donors import Donor
+from hybridize.assembler.heads import matrices
 from hybridize.assembler.manifest import frame_hash, small_hashes
 from hybridize.assembler.outputs import (
     TORCH_NAMES,
@@ -371,7 +372,7 @@ def _tokenizer(donor: Donor) -> dict[str, str]:
 def _check_tie(plan: Plan) -> None:
     """The plan compared a sample of head and embedding; before the head is dropped, all of it."""
     anatomy = plan.donors[plan.head].anatomy
-    for tensor in anatomy.head:
+    for tensor in matrices(anatomy):
         if not same_bytes(tensor, anatomy.embedding, whole=True):
             raise HybridizeError(
                 f"'{tensor.name}' differs from the embeddings that the config ties it to",

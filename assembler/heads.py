@@ -20,7 +20,7 @@ def ties(checkpoint: Checkpoint) -> bool:
 
 def has_head(checkpoint: Checkpoint, anatomy: Anatomy) -> bool:
     """Whether it can write a token."""
-    return bool(_matrices(anatomy)) or ties(checkpoint)
+    return bool(matrices(anatomy)) or ties(checkpoint)
 
 
 def is_tied(checkpoint: Checkpoint, anatomy: Anatomy) -> bool:
@@ -28,8 +28,8 @@ def is_tied(checkpoint: Checkpoint, anatomy: Anatomy) -> bool:
 
     Where there are headers only, the config's word stands.
     """
-    matrices = _matrices(anatomy)
-    return ties(checkpoint) and all(same_bytes(t, anatomy.embedding) for t in matrices)
+    tied = matrices(anatomy)
+    return ties(checkpoint) and all(same_bytes(t, anatomy.embedding) for t in tied)
 
 
 def without_head(name: str, place: str) -> Finding:
@@ -42,5 +42,6 @@ def without_head(name: str, place: str) -> Finding:
     )
 
 
-def _matrices(anatomy: Anatomy) -> list[TensorHeader]:
+def matrices(anatomy: Anatomy) -> list[TensorHeader]:
+    """Of the head's tensors those that may be tied to the embedding: CTRL has a bias beside it."""
     return [tensor for tensor in anatomy.head if len(tensor.shape) == 2]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hybridize.assembler.donors import Donor
+from hybridize.assembler.heads import matrices
 from hybridize.assembler.plan import Plan
 from hybridize.assembler.shards import ZEROS, Output, Range
 from hybridize.assembler.stack import ENTER, LEAVE, Bridge, Swap
@@ -54,9 +55,9 @@ def _native_names(plan: Plan) -> Iterator[tuple[str, str, TensorHeader]]:
             yield f"{prefix}{i}.{name}", slot.donor, tensor
     for tensor in head.norm:
         yield renamed(tensor, plan.head), plan.head, tensor
-    if not plan.tied:
-        for tensor in plan.head_tensors:
-            is_embedding = tensor is head.embedding  # a tied donor's head, in an untied result
+    for tensor in plan.head_tensors:
+        is_embedding = tensor is head.embedding  # a tied donor's head, in an untied result
+        if not (plan.tied and (is_embedding or tensor in matrices(head))):
             name = "lm_head.weight" if is_embedding else tensor.name
             yield name, plan.head, tensor
 

@@ -16,7 +16,7 @@ from hybridize.assembler.architectures import FIXED_POSITIONS, needs_own_embeddi
 from hybridize.assembler.calibration import Calibration, plan_calibration
 from hybridize.assembler.crossings import add_bridges
 from hybridize.assembler.donors import Donor
-from hybridize.assembler.heads import without_head
+from hybridize.assembler.heads import matrices, without_head
 from hybridize.assembler.lineage import Lineage, Lineages
 from hybridize.assembler.resolving import resolve_donor
 from hybridize.assembler.soundness import tokens_beyond
@@ -95,8 +95,8 @@ class Plan:
     @property
     def head_tensors(self) -> tuple[TensorHeader, ...]:
         """Tensors of the output head; a tied donor's is its embedding."""
-        donor = self.donors[self.head]
-        return donor.anatomy.head or (donor.anatomy.embedding,)
+        anatomy = self.donors[self.head].anatomy
+        return anatomy.head if matrices(anatomy) else (anatomy.embedding, *anatomy.head)
 
     @property
     def fitted(self) -> list[Bridge]:

@@ -12,8 +12,8 @@ from hybridize.assembler.verify import verify
 from tests.assembler.stacks import assert_same, build_in, load, save_donor
 from tests.tiny import FAMILIES
 
-# Mixtures of experts that are no family of their own: kernels round by where experts lie.
-MORE = ("dots1", "glm4_moe", "lfm2_moe", "olmoe")
+# A bias beside a tied head, and mixtures of experts: kernels round by where experts lie.
+MORE = ("ctrl", "dots1", "glm4_moe", "lfm2_moe", "olmoe")
 EACH = [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
 
 
