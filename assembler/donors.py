@@ -13,7 +13,7 @@ from hybridize.assembler.architectures import refusal, wrapper_refusal
 from hybridize.assembler.heads import has_head, is_tied, ties
 from hybridize.assembler.hub import from_hub
 from hybridize.assembler.soundness import contradictions, refuse_adapter_alone, unsound
-from hybridize.assembler.tokenizer_files import tokenizer_files
+from hybridize.assembler.tokenizer_files import PATTERNS, tokenizer_files
 from hybridize.checkpoint import Checkpoint, open_checkpoint
 from hybridize.errors import Finding, HybridizeError
 from hybridize.files import expanded, states_of
@@ -116,7 +116,9 @@ def load_donor(
         HybridizeError: it is broken, cannot be a donor, or says two things of itself.
     """
     refuse_adapter_alone(folder)
-    beside = states_of([*tokenizer_files(folder), folder / "generation_config.json"])
+    # Those that are absent too: a chat template that appears meanwhile would be carried along.
+    names = ["generation_config.json", *(name for name in PATTERNS if "*" not in name)]
+    beside = states_of([*tokenizer_files(folder), *(folder / name for name in names)])
     checkpoint = open_checkpoint(folder)
     checkpoint = replace(checkpoint, states={**beside, **checkpoint.states})
     _refuse(checkpoint, name, place)

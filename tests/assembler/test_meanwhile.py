@@ -15,8 +15,12 @@ import pytest
 from hybridize.assembler import mapping
 from hybridize.assembler.assemble import build
 from hybridize.assembler.prover import LocalProver
+from hybridize.cpt import pretraining
+from hybridize.diagnostics import command as diagnosing
 from hybridize.errors import HybridizeError
+from tests.assembler.readers import prose, save_reader
 from tests.assembler.stacks import UNFITTED, plan_of, save_donor
+from tests.cpt.test_training import prepare, train
 
 HYBRID: dict[str, Any] = {
     "donors": {"a": {"model": "a"}, "b": {"model": "b"}},
@@ -109,3 +113,33 @@ def test_a_file_that_was_replaced_is_not_blamed(
     assert "short: cut short" in str(mapping.cut_file())
     os.truncate(tmp_path / "short", 10)
     assert "a file that was in use became shorter" in str(mapping.cut_file())
+
+
+def test_a_model_that_changes_while_it_is_diagnosed_gets_no_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_reader(tmp_path / "a", "llama")
+    (tmp_path / "text.txt").write_text(prose())
+    monkeypatch.setattr(diagnosing, "diagnose", lambda *_, **__: other_config(tmp_path))
+    report, text = tmp_path / "report", str(tmp_path / "text.txt")
+    with pytest.raises(HybridizeError, match=r"config\.json: changed while it was in use"):
+        diagnosing.run(str(tmp_path / "a"), text=[text], out=report, offline=True)
+    assert not report.exists()
+
+
+def test_a_base_that_changes_while_it_is_trained_gives_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its copy would be of another model than the one that has learnt."""
+    recipe = prepare(tmp_path, tokens=512)
+    record = pretraining._record
+
+    def change(*arguments: Any) -> dict[str, Any]:
+        (tmp_path / "out/README.md").write_text("another")
+        return record(*arguments)
+
+    monkeypatch.setattr(pretraining, "_record", change)
+    done = train(recipe)
+    assert done.exit_code == 2, done.output
+    assert "README.md: changed while it was in use" in done.stderr
+    assert not (tmp_path / "trained").exists()
