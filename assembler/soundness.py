@@ -63,12 +63,24 @@ def contradictions(checkpoint: Checkpoint, anatomy: Anatomy) -> list[Finding]:
     ]
 
 
+def added_tokens(folder: Path) -> dict[int, str]:
+    """Tokens beside the vocabulary, by number, if they stand in front of it in tokenizer.json."""
+    try:
+        with (folder / "tokenizer.json").open(encoding="utf-8") as file:
+            start = file.read(_FRONT)
+        _, found, after = start.partition('"added_tokens":')
+        entries, _ = json.JSONDecoder().raw_decode(after.lstrip()) if found else ([], 0)
+        return {int(entry["id"]): str(entry["content"]) for entry in entries}
+    except (OSError, ValueError, TypeError, KeyError):  # whoever needs the tokenizer says so
+        return {}
+
+
 def tokens_beyond(folder: Path, rows: int) -> dict[int, str]:
     """Tokens added to a tokenizer, by number, that an embedding has no row for.
 
     They stand in front of tokenizer.json: the rest of it may be tens of megabytes.
     """
-    return {number: token for number, token in _added(folder).items() if number >= rows}
+    return {number: token for number, token in added_tokens(folder).items() if number >= rows}
 
 
 def refuse_adapter_alone(folder: Path) -> None:
@@ -169,19 +181,8 @@ def _pointers(folder: Path) -> Finding | None:
     return Finding(f"has {LFS_FOUND} in place of {file.name}", fix=LFS_FIX)
 
 
-def _added(folder: Path) -> dict[int, str]:
-    try:
-        with (folder / "tokenizer.json").open(encoding="utf-8") as file:
-            start = file.read(_FRONT)
-        _, found, after = start.partition('"added_tokens":')
-        entries, _ = json.JSONDecoder().raw_decode(after.lstrip()) if found else ([], 0)
-        return {int(entry["id"]): str(entry["content"]) for entry in entries}
-    except (OSError, ValueError, TypeError, KeyError):  # whoever needs the tokenizer says so
-        return {}
-
-
 def _tokens(folder: Path, rows: int) -> Iterator[Finding]:
-    added = _added(folder)
+    added = added_tokens(folder)
     beyond = [number for number in added if number >= rows]
     if 2 * len(beyond) > len(added):
         yield Finding(

@@ -5,11 +5,11 @@ A result says what the donor of its tokenizer says. No torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hybridize.assembler import soundness
 from hybridize.assembler.donors import Donor
 from hybridize.checkpoint import read_json
 
@@ -94,7 +94,7 @@ def added_tokens(folder: Path) -> dict[str, int]:
     found = {t: n for t, n in _json(folder / "added_tokens.json").items() if isinstance(n, int)}
     declared = _json(folder / "tokenizer_config.json").get("added_tokens_decoder")
     if not isinstance(declared, dict):
-        return found | _at_the_top(folder / "tokenizer.json")
+        return found | {token: number for number, token in soundness.added_tokens(folder).items()}
     try:
         return found | {token["content"]: int(number) for number, token in declared.items()}
     except (KeyError, TypeError, ValueError):
@@ -103,18 +103,3 @@ def added_tokens(folder: Path) -> dict[str, int]:
 
 def _json(file: Path) -> dict[str, Any]:
     return read_json(file) if file.is_file() else {}
-
-
-def _at_the_top(file: Path) -> dict[str, int]:
-    """`added_tokens` of a tokenizer.json, which stand before its vocabulary."""
-    if not file.is_file():
-        return {}
-    text = file.read_text(encoding="utf-8", errors="replace")
-    # Not all of it: a vocabulary of 262,144 tokens takes longer to read than the whole plan.
-    at = text.find('"added_tokens"')
-    start = text.find("[", at) if at >= 0 else -1
-    try:
-        tokens, _ = json.JSONDecoder().raw_decode(text, start) if start >= 0 else ([], 0)
-        return {token["content"]: int(token["id"]) for token in tokens}
-    except (ValueError, TypeError, KeyError):
-        return {}

@@ -32,8 +32,8 @@ def unigram(words: list[str]) -> dict[str, Any]:
     return {"model": {"type": "Unigram", "vocab": [[word, -1.5] for word in words]}}
 
 
-def make_donor(folder: Path, tokenizer: dict[str, Any] | None) -> Donor:
-    save_donor(folder, "llama")
+def make_donor(folder: Path, tokenizer: dict[str, Any] | None, *, rows: int = 64) -> Donor:
+    save_donor(folder, "llama", vocab_size=rows)
     if tokenizer is not None:
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     return load_donor(folder, name=folder.name, source=folder.name, place=folder.name)
@@ -57,7 +57,7 @@ def make_donor(folder: Path, tokenizer: dict[str, Any] | None) -> Donor:
 def test_the_share_is_of_numbers_that_mean_the_same(
     tmp_path: Path, one: Any, other: Any, share: float | None
 ) -> None:
-    donors = [make_donor(tmp_path / name, t) for name, t in (("a", one), ("b", other))]
+    donors = [make_donor(tmp_path / name, t, rows=72) for name, t in (("a", one), ("b", other))]
     assert shared_tokens(*donors) == share
     assert shared_tokens(*donors[::-1]) == share
 
