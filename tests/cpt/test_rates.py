@@ -77,7 +77,7 @@ def test_a_plan_tells_the_rates_of_what_has_been_built(
     data = {
         "donors": {"a": {"model": "a"}},
         "slots": [{"from": "a", "layers": "0-3"}],
-        "cpt": {"train": [{"shallow": 1}]},
+        "cpt": {"train": [{"shallow": 1}], "length": 32},
     }
     recipe = str(write_recipe(tmp_path / "recipe.yaml", data))
     before = CliRunner().invoke(main, ["plan", recipe])
