@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -29,3 +30,12 @@ def _seeded() -> None:
 
         torch.set_num_threads(1)
         torch.manual_seed(0)
+
+
+@pytest.fixture
+def real_models() -> Path:
+    """The folder of real pretrained models that HYBRIDIZE_REAL_MODELS names (CONTRIBUTING.md)."""
+    folder = os.environ.get("HYBRIDIZE_REAL_MODELS")
+    if not folder:
+        pytest.skip("HYBRIDIZE_REAL_MODELS names no folder of real models")
+    return Path(folder)
