@@ -11,14 +11,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hybridize.assembler.estimate import build_seconds, speed_of
 from hybridize.assembler.inspection import mixer_of, mlp_of
 from hybridize.assembler.layer_table import Row, layer_table
 from hybridize.assembler.plan import Plan
 from hybridize.assembler.stack import ENTER, LEAVE, Bridge, Slot
 from hybridize.checkpoint import BITS, TensorHeader
-from hybridize.console import count, size
-
-SPEED, CHECKING = 1e9, 8  # bytes per second copied, seconds of checking; for the estimate alone
+from hybridize.console import count, duration, size
 
 
 def plan_as_dict(plan: Plan) -> dict[str, Any]:
@@ -80,6 +79,7 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
         },
         "parameters": num_parameters(plan),
         "bytes": num_bytes(plan),
+        "seconds": (speed := speed_of(plan)) and vars(build_seconds(plan, speed, num_bytes(plan))),
         "notes": list(plan.notes),
     }
 
@@ -214,10 +214,9 @@ def _summary(plan: Plan) -> RenderableType:
         ("tokenizer", plan.tokenizer.name if plan.tokenizer else "none"),
         (
             "needs",
-            f"{size(total)} of disk, as much memory to load and run it once, "
-            f"and about {max(1, round(total / SPEED)) + CHECKING} s"
-            + (", beside the fitting" if plan.calibration else ""),
+            f"{size(total)} of disk, as much memory to load and run it once",
         ),
+        ("time", _time(plan, total)),
         *(("lineage", str(lineage)) for lineage in plan.lineages),
         *([("text", _text(plan))] if plan.calibration else []),
         *(("note", note) for note in plan.notes),
@@ -229,6 +228,15 @@ def _summary(plan: Plan) -> RenderableType:
     for key, value in lines:
         words.add_row(key, value)
     return Group(Text(head), words)
+
+
+def _time(plan: Plan, nbytes: int) -> str:
+    speed = speed_of(plan)
+    if speed is None:
+        return "unknown, since this machine was never timed: hybridize plan --time RECIPE"
+    parts = vars(build_seconds(plan, speed, nbytes))
+    words = ", ".join(f"{name} {duration(took)}" for name, took in parts.items() if took)
+    return f"about {duration(sum(parts.values()))}: {words}"
 
 
 def _text(plan: Plan) -> str:

@@ -125,8 +125,8 @@ def _head(device: str, dtype: str) -> float:
 
 
 def _copying() -> float:
-    """Bytes per second that are written and hashed where large files may lie."""
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    """Bytes per second that are written and hashed."""
+    with tempfile.TemporaryDirectory() as folder:
         file, data = Path(folder) / "bytes", bytes(COPIED)
 
         def copy() -> None:

@@ -122,9 +122,12 @@ def inspect(model: str, *, full: bool, as_json: bool, offline: bool) -> None:
 @main.command(short_help="What build would do; reads headers only")
 @click.argument("recipe", type=PATH)
 @click.option("--prove", is_flag=True, help="Prove a native target now (this loads torch).")
+@click.option("--time", "timed", is_flag=True, help="Time this machine first (this loads torch).")
 @FULL
 @common
-def plan(recipe: Path, *, prove: bool, full: bool, as_json: bool, offline: bool) -> None:
+def plan(
+    recipe: Path, *, prove: bool, timed: bool, full: bool, as_json: bool, offline: bool
+) -> None:
     """Show what `build` would do with RECIPE; reads configs and headers only."""
     from hybridize.assembler.plan import make_plan
     from hybridize.assembler.plan_report import plan_as_dict, plan_table
@@ -137,6 +140,11 @@ def plan(recipe: Path, *, prove: bool, full: bool, as_json: bool, offline: bool)
         from hybridize.assembler.assemble import prove_target
 
         planned = prove_target(planned)
+    if timed:
+        from hybridize.assembler.estimate import machine_of
+        from hybridize.assembler.timing import measure_speed
+
+        measure_speed(*machine_of(planned))
     rates = rates_in_plan(planned.recipe)
     if as_json:
         show_json(plan_as_dict(planned) | ({"learning_rates": rates} if rates else {}))

@@ -1,0 +1,74 @@
+"""Seconds that a plan tells: of each part of a build, from a remembered speed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from hybridize.assembler.estimate import build_seconds, machine_of
+from hybridize.assembler.speed import Speed, remember
+from hybridize.cli import main
+from tests.assembler.readers import save_reader, write_text
+from tests.assembler.stacks import plan_of
+
+SPEED = Speed("cpu", "float32", {32: 1e6}, head=1e3, training=1.0, copying=1e6, starting=2.0)
+FIT = {"data": ["text.txt"], "tokens": 1000, "length": 32}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYBRIDIZE_CACHE", str(tmp_path / "cache"))
+
+
+def plan(folder: Path, **keys: object):  # type: ignore[no-untyped-def]
+    save_reader(folder / "a")
+    save_reader(folder / "b", seed=1)
+    write_text(folder)
+    slots = [{"from": "a", "layers": "0-1"}, {"from": "b", "layers": "2-3"}]
+    donors = {name: {"model": name} for name in "ab"}
+    return plan_of(folder, {"donors": donors, "slots": slots, **keys})
+
+
+def test_a_build_without_text_copies_and_checks(tmp_path: Path) -> None:
+    planned = plan(tmp_path, bridges={"where": "none"})
+    found = build_seconds(planned, SPEED, 3_000_000)
+    assert (found.copying, found.checking) == (3.0, 2.0 + 6.0)
+    assert (found.fitting, found.measuring) == (0.0, 0.0)
+
+
+def test_fitting_and_measuring_are_counted_with_the_head(tmp_path: Path) -> None:
+    """`plan` promised 9 s for what took 20 minutes, since only bytes were counted."""
+    planned = plan(tmp_path, calibration=FIT, bridges={"where": "changes"})
+    found = build_seconds(planned, SPEED, 0)
+    layer = planned.donors["a"].anatomy.layers[0].num_parameters
+    head = 2 * 288 * 32 / 1e3
+    # On a fifth of the text: hybrid and null control, and both donors alone, of four layers each.
+    one = 4 * 2 * layer / 1e6 + head
+    assert found.measuring == pytest.approx(200 * 4 * one, rel=1e-6)
+    passes = (2 + 2) * 2 * layer / 1e6  # both donors up to the bridge
+    assert found.fitting > 1000 * passes
+    assert found.fitting == pytest.approx(1000 * passes + 2 * (6e3 * 32**2 + 80 * 32**3) / 1e6)
+    assert build_seconds(planned, replace(SPEED, head=2e3), 0).measuring < found.measuring
+
+
+def test_the_plan_tells_seconds_or_that_nothing_was_timed(tmp_path: Path) -> None:
+    planned = plan(tmp_path, calibration=FIT)
+    recipe = str(tmp_path / "recipe.yaml")
+
+    def told(*options: str) -> str:
+        done = CliRunner().invoke(main, ["plan", recipe, "--offline", *options])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    assert "never timed: hybridize plan --time RECIPE" in told()
+    assert json.loads(told("--json"))["seconds"] is None
+    device, dtype = machine_of(planned)
+    remember(replace(SPEED, device=device, dtype=dtype))
+    assert "time" in told()
+    assert "measuring" in told()
+    parts = json.loads(told("--json"))["seconds"]
+    assert parts.keys() == {"copying", "checking", "fitting", "measuring"}
