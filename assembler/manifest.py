@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -23,6 +23,7 @@ from hybridize.checkpoint import read_header, read_json
 from hybridize.errors import CheckFailed, HybridizeError
 
 FORMAT = 2
+MOST = 10  # names that one check lists
 _SEAL = re.compile(rb',\n "blake3": "([0-9a-f]{64})"(\n\}\n)\Z')
 
 
@@ -90,6 +91,18 @@ def files_of(folder: Path) -> dict[str, Path]:
         if not any(part.startswith(".") for part in PurePosixPath(name).parts)
         and (path.is_symlink() or not path.is_dir())
     }
+
+
+def strangers_of(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """Files in a model folder that its manifest does not name."""
+    known = {MANIFEST, *manifest["files"], *manifest["weights"]}
+    return [name for name in files_of(folder) if name not in known]
+
+
+def some(items: Sequence[str]) -> str:
+    """A list for the eye, of no more than ten."""
+    more = f", and {len(items) - MOST} more" if len(items) > MOST else ""
+    return ", ".join(items[:MOST]) + more
 
 
 def small_hashes(folder: Path, weights: Iterable[str]) -> dict[str, str]:

@@ -16,7 +16,14 @@ from hybridize.assembler.anatomy import dissect
 from hybridize.assembler.copying import hash_ranges
 from hybridize.assembler.donors import Donor, locate
 from hybridize.assembler.fingerprints import content_hash
-from hybridize.assembler.manifest import files_of, frame_hash, is_sealed, read_manifest
+from hybridize.assembler.manifest import (
+    files_of,
+    frame_hash,
+    is_sealed,
+    read_manifest,
+    some,
+    strangers_of,
+)
 from hybridize.assembler.merging import merge_folder
 from hybridize.assembler.provenance import header_hash
 from hybridize.assembler.prover import ProcessProver, Prover
@@ -27,7 +34,6 @@ from hybridize.console import byte_progress
 from hybridize.errors import CheckFailed, HybridizeError
 
 SAMPLE = 16  # tensors that are compared with their donors
-MOST = 10  # names that one check lists
 
 
 @dataclass(frozen=True)
@@ -114,14 +120,8 @@ def _files(folder: Path, manifest: dict[str, Any]) -> Outcome:
             changed.append(f"{name} is missing")
         elif not found[name].is_file() or content_hash(found[name]) != digest:
             changed.append(f"{name} was changed")
-    known = {MANIFEST, *noted, *manifest["weights"]}
-    changed += [f"{name} was added" for name in found if name not in known]
-    return Outcome("files", not changed, _some(changed) or f"{len(noted)} unchanged, none added")
-
-
-def _some(items: Sequence[str]) -> str:
-    more = f", and {len(items) - MOST} more" if len(items) > MOST else ""
-    return ", ".join(items[:MOST]) + more
+    changed += [f"{name} was added" for name in strangers_of(folder, manifest)]
+    return Outcome("files", not changed, some(changed) or f"{len(noted)} unchanged, none added")
 
 
 def _headers(folder: Path, manifest: dict[str, Any]) -> tuple[Checkpoint | None, Outcome]:
@@ -144,7 +144,7 @@ def _headers(folder: Path, manifest: dict[str, Any]) -> tuple[Checkpoint | None,
         for name, file in files.items()
         if file in read and frame_hash(file) != manifest["weights"][name]
     ]
-    detail = _some(sorted(wrong)) or f"{len(planned)}, names, dtypes and shapes as planned"
+    detail = some(sorted(wrong)) or f"{len(planned)}, names, dtypes and shapes as planned"
     return checkpoint, Outcome("tensors", not wrong, detail)
 
 
@@ -155,7 +155,7 @@ def _hashes(checkpoint: Checkpoint, manifest: dict[str, Any]) -> Outcome:
             planned = manifest["tensors"].get(name)
             if planned and hash_ranges([Range.of(tensor)], progress) != planned["blake3"]:
                 wrong.append(name)
-    detail = f"changed: {_some(wrong)}" if wrong else f"{len(checkpoint.tensors)} equal"
+    detail = f"changed: {some(wrong)}" if wrong else f"{len(checkpoint.tensors)} equal"
     return Outcome("hashes", not wrong, detail)
 
 
@@ -199,7 +199,7 @@ def _compare_donor(donor: Donor, manifest: dict[str, Any], *, whole: bool) -> Ou
         found = [Range.of(source) for source in sources if source is not None]
         if len(found) < len(sources) or hash_ranges(found) != tensor["blake3"]:
             wrong.append(name)
-    detail = f"differ: {_some(wrong)}" if wrong else f"{len(chosen)} of {len(copied)} equal"
+    detail = f"differ: {some(wrong)}" if wrong else f"{len(chosen)} of {len(copied)} equal"
     return Outcome(f"donor {donor.name}", not wrong, detail)
 
 

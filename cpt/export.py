@@ -17,11 +17,11 @@ import yaml
 from blake3 import blake3
 from torch import Tensor
 
-from hybridize.assembler.manifest import read_manifest, sealed
+from hybridize.assembler.manifest import files_of, read_manifest, sealed, some, strangers_of
 from hybridize.assembler.staging import MANIFEST
 from hybridize.assembler.tensors import TORCH
 from hybridize.checkpoint import TensorHeader, open_checkpoint
-from hybridize.cpt.checkpoints import as_of_system
+from hybridize.console import say
 from hybridize.cpt.metrics import FILE as METRICS
 from hybridize.errors import HybridizeError
 from hybridize.files import State, refuse_changed
@@ -72,12 +72,19 @@ def export(
 
 
 def _copy(base: Path, staged: Path) -> None:
-    """Copy a folder; of errors the first is raised, as the system has it."""
-    try:
-        shutil.copytree(base, staged)
-    except shutil.Error as error:
-        _, target, said = error.args[0][0]
-        raise as_of_system(str(said), Path(target)) or error from None
+    """Copy what belongs to the model: where there is a manifest, what that names.
+
+    A report or a checkpoint that somebody put there is no part of the model, and what a build did
+    not write is not vouched for by a training either. It is named, and stays where it is.
+    """
+    found = files_of(base)
+    strangers = strangers_of(base, read_manifest(base)) if (base / MANIFEST).is_file() else []
+    if strangers:
+        say(f"left behind, since the build did not write it: {some(strangers)}")
+    for name in found.keys() - set(strangers):
+        target = staged / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(found[name], target)
 
 
 def _bytes(tensor: Tensor, header: TensorHeader) -> bytes:

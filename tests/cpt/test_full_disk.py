@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from hybridize.cpt import checkpoints, export
+from hybridize.cpt import checkpoints
 from hybridize.cpt.engine import check_wrapped
 from hybridize.errors import HybridizeError
 from tests.cpt.test_options import changed, ended
@@ -90,14 +89,6 @@ def test_errors_of_other_libraries_are_told_as_the_system_has_them(
     with pytest.raises(OSError, match="No space left on device") as caught:
         checkpoints.write_tensors({}, tmp_path / "a")
     assert caught.value.errno == 28
-
-    def some(*_: object, **__: object) -> None:
-        raise shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")])
-
-    monkeypatch.setattr(shutil, "copytree", some)
-    with pytest.raises(OSError, match="No space left on device") as caught:
-        export._copy(tmp_path, tmp_path / "copy")
-    assert (caught.value.errno, caught.value.filename) == (28, "b")
 
 
 def test_a_layer_that_is_absent_cannot_be_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -610,6 +610,22 @@ def test_evaluation_costs_a_small_part_of_a_training(
     assert plan.evaluate_every == every
 
 
+def test_what_the_build_did_not_write_stays_behind(built: Path) -> None:
+    """A result holds what its provenance vouches for, and says what it lacks."""
+    strange = built.parent / "out" / "diagnosis" / "notes.txt"
+    strange.parent.mkdir(exist_ok=True)
+    strange.write_text("mine")
+    try:
+        done = train(changed(built, evaluate_tokens=0), "alone")
+    finally:
+        strange.unlink()
+    assert done.exit_code == 0, done.output[-2000:]
+    assert "left behind, since the build did not write it: diagnosis/" in done.stderr
+    assert "notes.txt" in done.stderr
+    assert not (built.parent / "alone" / "diagnosis").exists()
+    assert verify(built.parent / "alone").ok
+
+
 def test_nothing_is_evaluated_where_the_recipe_says_so(built: Path) -> None:
     done = train(changed(built, evaluate_tokens=0), "unmeasured")
     assert done.exit_code == 0, done.output[-2000:]
