@@ -229,6 +229,7 @@ class _Job:
                     "seed": calibration.seed,
                     "stream": calibration.stream,
                     "held_out": HELD_OUT,
+                    "measure": calibration.measure,
                 },
                 parameters=self.parameters,
                 compute_dtype=compute_dtype,

@@ -93,15 +93,21 @@ class Fitted:
 
 @torch.no_grad()
 def fit_bridges(
-    models: Models, windows: Sequence[Windows], *, stream: str, progress: Progress
+    models: Models,
+    windows: Sequence[Windows],
+    *,
+    stream: str,
+    progress: Progress,
+    nulls: bool = True,
 ) -> Fitted:
     """Fit the bridges of a hybrid, from below upwards.
 
     Args:
         stream: what a bridge is fitted on: `hybrid`, what really arrives; or `donor`, what the
             donor below would give if it stood alone.
+        nulls: whether a map is fitted for each span, too, to measure beside the hybrid.
     """
-    work = _Work(models, windows, stream, progress)
+    work = _Work(models, windows, stream, progress, nulls=nulls)
     for bridge in models.bridges:
         if bridge.fitted:
             work.fit(bridge)
@@ -110,20 +116,36 @@ def fit_bridges(
     return work.fitted
 
 
+def share_of_pass(models: Models, bridge: Bridge, stream: str, *, nulls: bool) -> float:
+    """What a pass of text through both sides of a bridge is, beside one through the hybrid."""
+    depth = len(models.hybrid.config.slots)
+    arriving = bridge.reads[1] if stream == "donor" else bridge.at or State(depth)
+    deepest: dict[str, int] = {}
+    for donor, state in _goals(models, bridge, nulls=nulls):
+        deepest[donor] = max(deepest.get(donor, 0), state.slot)
+    return (arriving.slot + sum(deepest.values())) / depth
+
+
 class _Work:
     """The fits of one hybrid, as far as they are done."""
 
     def __init__(
-        self, models: Models, windows: Sequence[Windows], stream: str, progress: Progress
+        self,
+        models: Models,
+        windows: Sequence[Windows],
+        stream: str,
+        progress: Progress,
+        *,
+        nulls: bool,
     ) -> None:
-        self.models, self.windows = models, windows
+        self.models, self.windows, self.nulls = models, windows, nulls
         self.stream, self.progress = stream, progress
         self.fitted = Fitted()
 
     def fit(self, bridge: Bridge) -> None:
         """Fit one bridge, and the null map of the span that it begins."""
-        span = _span(self.models, bridge)
-        sums = self._pass(bridge, [bridge.writes, *([span.wanted] if span else [])])
+        span = _span(self.models, bridge) if self.nulls else None
+        sums = self._pass(bridge, _goals(self.models, bridge, nulls=self.nulls))
         with one_thread():
             affine, init, shrink = _solve(bridge, sums, self.windows)
             if span is not None:
@@ -199,6 +221,7 @@ class _Work:
 
         found = _PassSums(sums(), [sums() for _ in self.windows])
         norm = getattr(models.module(bridge), "norm", None)
+        share = share_of_pass(models, bridge, self.stream, nulls=len(goals) > 1)
         for part, judges in zip(self.windows, found.held_out, strict=True):
             for texts, totals in ((part.fit, found.seen), (part.held_out, judges)):
                 for some in batches(texts, part.rows(BATCH)):
@@ -208,7 +231,7 @@ class _Work:
                         here, there = align(arrived, read)
                         total.add(x[here], y[there])
                     found.positions += sum(map(len, arrived.ends))
-                    self.progress(arrived.tokens.numel())
+                    self.progress(arrived.tokens.numel() * share)
         _refuse_infinite(bridge, found.seen, goals)
         return found
 
@@ -265,6 +288,12 @@ class _Span:
     first: int
     last: int
     wanted: tuple[str, State]
+
+
+def _goals(models: Models, bridge: Bridge, *, nulls: bool) -> list[tuple[str, State]]:
+    """What a bridge's own map is fitted to, and that in the place of the span that it begins."""
+    span = _span(models, bridge) if nulls else None
+    return [bridge.writes, *([span.wanted] if span else [])]
 
 
 def _span(models: Models, bridge: Bridge) -> _Span | None:

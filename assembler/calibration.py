@@ -20,6 +20,7 @@ from hybridize.text import find_text, read_text
 
 BYTES_PER_TOKEN = 16  # of UTF-8 that are gathered: more than any tokenizer in use takes on average
 POOL = 4  # times what is needed is read, then shuffled: neighbours in a file are alike
+NOT_MEASURED = "losses are not measured (calibration: {measure: false})"
 LEAST_POOL = 1 << 24  # bytes; so few are read in no time, and mix better
 
 
@@ -45,6 +46,7 @@ class Calibration:
         tokens: of all domains together, held-out ones included; None: as many as fits need.
         length: tokens of a sequence.
         stream: whose hidden states bridges are fitted to.
+        measure: whether losses are measured; a number: held-out tokens that they are measured on.
         brought: the recipe names no text, and gets that which every Python has.
     """
 
@@ -53,6 +55,7 @@ class Calibration:
     length: int
     seed: int
     stream: Literal["hybrid", "donor"]
+    measure: bool | int
     brought: bool
 
     def shares(self, tokens: int) -> list[tuple[Domain, int]]:
@@ -81,6 +84,7 @@ def plan_calibration(recipe: RecipeFile, findings: list[Finding]) -> Calibration
         length=spec.length,
         seed=spec.seed,
         stream=spec.stream,
+        measure=spec.measure,
         brought=not domains,
     )
 
@@ -127,6 +131,7 @@ def gather(
         "length": calibration.length,
         "seed": calibration.seed,
         "stream": calibration.stream,
+        "measure": calibration.measure,
         "brought": calibration.brought,
         "domains": noted,
     }

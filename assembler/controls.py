@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from hybridize.assembler.bridging import Null
-from hybridize.assembler.models import Models, Nats, Progress, held_out_loss, whole
+from hybridize.assembler.models import Models, Nats, held_out_loss, whole
+from hybridize.assembler.pace import Work
 from hybridize.assembler.streams import Stream
 from hybridize.assembler.swap_controls import measure_swaps
 from hybridize.assembler.windows import Encoded, Reader, Windows
@@ -26,14 +27,16 @@ Losses = dict[str, dict[str, Any]]  # by domain
 def measure(
     models: Models,
     windows: Sequence[Windows],
+    judged: Sequence[Windows],
     nulls: Sequence[Null],
-    progress: Progress,
+    work: Work,
     *,
     donors: Mapping[str, Losses] | None = None,
 ) -> dict[str, Any]:
     """Losses of the hybrid and of its controls, by domain.
 
     Args:
+        windows: that maps are fitted on; `judged`: that losses are measured on.
         donors: losses of donors alone on this text, if they are known.
 
     Returns:
@@ -44,10 +47,16 @@ def measure(
     """
 
     def losses(reader: Reader, nats: Nats) -> Losses:
-        return {part.domain.name: held_out_loss(part, reader, nats, progress) for part in windows}
+        return {
+            part.domain.name: held_out_loss(part, reader, nats, work.read_out) for part in judged
+        }
 
+    unigram = _unigram(models.reader, windows)
     return {
-        "unigram": losses(models.reader, _unigram(models.reader, windows)),
+        "unigram": {
+            part.domain.name: held_out_loss(part, models.reader, unigram, lambda _: None)
+            for part in judged
+        },
         "donors": {
             donor: losses(models.readers[donor], whole(models.alone(donor)))
             if donors is None
@@ -57,7 +66,7 @@ def measure(
         },
         "null": {null.span: losses(models.reader, _without(models, null)) for null in nulls},
         "swaps": measure_swaps(
-            models, windows, lambda: losses(models.reader, whole(models.hybrid)), progress
+            models, windows, lambda: losses(models.reader, whole(models.hybrid)), work.passed
         ),
         "hybrid": losses(models.reader, whole(models.hybrid)),
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hybridize.assembler.donors import Donor
 from hybridize.assembler.outputs import TORCH_NAMES
-from hybridize.assembler.plan import HELD_OUT, Plan
+from hybridize.assembler.plan import Plan
 from hybridize.assembler.precision import compute_dtype
 from hybridize.assembler.speed import Speed, has_gpu, known_speed
 from hybridize.assembler.stack import HEAD, Bridge
@@ -81,11 +81,11 @@ class _Work:
         return self.tokens * passes + self.speed.seconds(2 * (sums + cubes), width)
 
     def measure(self) -> float:
-        """The hybrid and its null controls, and each donor alone, on what is held out."""
+        """The hybrid and its null controls, and each donor alone, on what losses are taken of."""
         plan = self.plan
         whole = self._slots(len(plan.slots)) + self._head(plan.donors[plan.head])
         alone = (self._layers(d, d.depth) + self._head(d) for d in plan.donors.values())
-        return HELD_OUT * self.tokens * (whole * (1 + len(plan.fitted)) + sum(alone))
+        return plan.measured_tokens * (whole * (1 + len(plan.fitted)) + sum(alone))
 
     def _slots(self, count: int) -> float:
         """Of a token through the lowest slots of the hybrid."""

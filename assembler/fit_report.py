@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hybridize.assembler.calibration import NOT_MEASURED
 from hybridize.assembler.comparison import Losses, gaps
 from hybridize.console import count
 
@@ -21,7 +22,9 @@ def fit_table(fit: Fit) -> RenderableType:
     parts: list[RenderableType] = [Text()]
     if fit["bridges"]:
         parts += [_bridges(fit), Text()]
-    parts += [Text(_how(fit)), _losses(fit), Text(), Text("\n".join(verdict(fit)))]
+    parts.append(Text(_how(fit)))
+    parts += [Text(NOT_MEASURED)] if fit["losses"] is None else [_losses(fit), Text()]
+    parts += [Text(line) for line in verdict(fit)]
     return Group(*parts)
 
 
@@ -67,9 +70,15 @@ def _weak(fit: Fit) -> Iterator[str]:
 
 
 def beside_controls(fit: Fit) -> dict[str, str]:
-    """Of every domain, the hybrid beside the best donor, and the controls that it does not beat."""
+    """Of every domain, the hybrid beside the best donor, and the controls that it does not beat.
+
+    Empty where losses were not measured.
+    """
     losses = fit["losses"]
-    hybrid, found = losses["hybrid"], {}
+    found: dict[str, str] = {}
+    if losses is None:
+        return found
+    hybrid = losses["hybrid"]
     controls = [(UNIGRAM, losses["unigram"]), *replaced_rows(fit)]
     for domain in hybrid:
         best = best_donor(fit, domain)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from hybridize.assembler.controls import Losses, measure
 from hybridize.assembler.donors import Donor
 from hybridize.assembler.loading import Weights
 from hybridize.assembler.models import Models
+from hybridize.assembler.pace import Told, Work
 from hybridize.assembler.stack import Bridge
 from hybridize.assembler.streams import Stream
-from hybridize.assembler.swap_controls import groups, swapped
 from hybridize.assembler.windows import AUTO, Domain, Reader, Windows, cut
 from hybridize.errors import HybridizeError
 
@@ -31,7 +31,7 @@ def run(
     tokenizer: Tokenizer,
     text: Mapping[str, Any],
     parameters: Path,
-    progress: Callable[[int, int], None],
+    progress: Told,
 ) -> dict[str, Any]:
     """Fit what is to be fitted, write the parameters, measure.
 
@@ -39,9 +39,10 @@ def run(
         config: content of the hybrid's config.json.
         bridges: from below upwards.
         tokenizers: that each donor reads with; `tokenizer`: the hybrid's.
-        text: `file` of documents, its `domains`, and `length`, `held_out`, `seed`, `stream`.
+        text: `file` of documents, its `domains`, and `length`, `held_out`, `seed`, `stream`,
+            `measure`.
         parameters: safetensors file to write: `PLACE/NAME` in fp32 for each bridge that is fitted.
-        progress: called with the tokens read so far, and those to be read in all.
+        progress: see `pace.Told`.
 
     Returns:
         `compute_dtype`; `start_tokens` before text; `bridges`: how well each was fitted;
@@ -59,7 +60,9 @@ def run(
         seed=text["seed"],
     )
     models = Models(weights, config, bridges, reader=reader, readers=readers)
-    fitted, result = fit_and_measure(models, windows, stream=text["stream"], progress=progress)
+    fitted, result = fit_and_measure(
+        models, windows, stream=text["stream"], measured=text["measure"], progress=progress
+    )
     made = {
         f"{where}/{name}": value.contiguous().cpu()
         for where, values in fitted.parameters.items()
@@ -74,21 +77,30 @@ def fit_and_measure(
     windows: Sequence[Windows],
     *,
     stream: str,
-    progress: Callable[[int, int], None],
+    progress: Told,
+    measured: bool | int = True,
     donors: Mapping[str, Losses] | None = None,
 ) -> tuple[Fitted, dict[str, Any]]:
     """Fit the bridges of a hybrid in memory, which then has them, and measure it.
 
     Args:
+        measured: whether losses are measured; a number: on so many held-out tokens, about.
         donors: losses of the donors alone on this text, if they are known.
 
     Returns:
         The parameters; and the result as `run` gives it.
     """
     _check_layers(models, windows)
-    tell = _Progress(_tokens_to_read(models, windows), progress)
-    fitted = fit_bridges(models, windows, stream=stream, progress=tell)
-    losses = measure(models, windows, fitted.nulls, tell, donors=donors)
+    judged = _judged(windows, measured)
+    alone = 0 if donors is not None else sum(map(models.has_head, models.donors))
+    work = Work(models, windows, judged, alone=alone, stream=stream, tell=progress)
+    work.start()
+    fitted = fit_bridges(models, windows, stream=stream, progress=work.passed, nulls=bool(judged))
+    losses = (
+        _rounded(measure(models, windows, judged, fitted.nulls, work, donors=donors))
+        if judged
+        else None
+    )
     places = {bridge.where: bridge.in_words() for bridge in models.bridges}
     fits = [
         {"place": places[fit.where], **asdict(fit), "weak": fit.weak}
@@ -102,7 +114,7 @@ def fit_and_measure(
         },
         "bridges": _rounded(fits),
         "gate": GATE,
-        "losses": _rounded(losses),
+        "losses": losses,
         "domains": [
             {
                 "name": part.domain.name,
@@ -148,25 +160,12 @@ def reader_of(donor: Donor, tokenizer: Tokenizer, device: str = "cpu") -> Reader
     )
 
 
-class _Progress:
-    """Counts the tokens that have been read."""
-
-    def __init__(self, total: int, tell: Callable[[int, int], None]) -> None:
-        self.total, self.done, self.tell = total, 0, tell
-
-    def __call__(self, num_tokens: int) -> None:
-        self.done = min(self.total, self.done + num_tokens)
-        self.tell(self.done, self.total)
-
-
-def _tokens_to_read(models: Models, windows: Sequence[Windows]) -> int:
-    """About: stretches are cut where tokens end, and padded to the longest of a batch."""
-    whole = sum(part.length * (len(part.fit) + len(part.held_out)) for part in windows)
-    judged = sum(part.length * len(part.held_out) for part in windows)
-    fits = sum(bridge.fitted for bridge in models.bridges)
-    passes = fits + len(groups(models, windows))
-    alone = sum(map(models.has_head, models.donors))
-    return whole * passes + judged * (2 + alone + fits + 2 * len(swapped(models)))
+def _judged(windows: Sequence[Windows], measured: bool | int) -> list[Windows]:
+    """The text that losses are measured on, of every domain; none where they are not."""
+    if measured is True or not measured:
+        return list(windows) if measured else []
+    whole = sum(part.domain.tokens for part in windows)
+    return [part.judged_by(round(measured * part.domain.tokens / whole)) for part in windows]
 
 
 @torch.no_grad()

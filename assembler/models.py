@@ -20,7 +20,7 @@ from hybridize.plugins import load_plugin
 BATCH = 2048  # tokens that are run at a time
 
 Parameters = dict[str, Tensor]
-Progress = Callable[[int], None]  # called with the number of tokens that have been read
+Progress = Callable[[float], None]  # called with the number of tokens that have been read
 Nats = Callable[[Encoded], Tensor]  # summed loss of each row
 
 

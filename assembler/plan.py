@@ -116,6 +116,13 @@ class Plan:
         return self.calibration.tokens or max(TOKENS, self.tokens_needed)
 
     @property
+    def measured_tokens(self) -> int:
+        """Tokens of held-out text that losses are measured on, about; 0: they are not."""
+        assert self.calibration is not None
+        held_out, most = round(HELD_OUT * self.calibration_tokens), self.calibration.measure
+        return held_out if most is True else min(held_out, int(most))
+
+    @property
     def tokenizers(self) -> dict[str, Donor | None]:
         """Whose tokenizer each donor reads text with: its own, or the recipe's for one without."""
         return {
@@ -206,7 +213,9 @@ def make_plan(recipe: RecipeFile, *, offline: bool = False, weights: bool = True
     tokenizer = choose_tokenizer(recipe, resolved, donors[embeddings], findings)
     dtype, dtype_reason = _dtype(recipe, donors)
     target, reason = _target(recipe, donors, slots, bridges, findings)
-    needs_text = recipe.recipe.calibration is not None or any(b.fitted for b in bridges.values())
+    text = recipe.recipe.calibration
+    measured = text is not None and bool(text.measure)
+    needs_text = measured or any(bridge.fitted for bridge in bridges.values())
     calibration = plan_calibration(recipe, findings) if needs_text else None
     if findings:
         raise HybridizeError.of(findings)

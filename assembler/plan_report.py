@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hybridize.assembler.calibration import NOT_MEASURED
 from hybridize.assembler.estimate import build_seconds, speed_of
 from hybridize.assembler.inspection import mixer_of, mlp_of
 from hybridize.assembler.layer_table import Row, layer_table
@@ -71,6 +72,7 @@ def plan_as_dict(plan: Plan) -> dict[str, Any]:
         "calibration": plan.calibration
         and {
             "tokens": plan.calibration_tokens,
+            "measured_tokens": plan.measured_tokens,
             "start_tokens": {
                 name: donor and donor.start_token for name, donor in plan.tokenizers.items()
             },
@@ -250,4 +252,7 @@ def _text(plan: Plan) -> str:
         if donor and donor.start_token != "auto"
     }
     starts = "".join(f"; {name} has {token} before it" for name, token in before.items())
-    return f"{plan.calibration_tokens:,} tokens of {domains}{asked}{starts}"
+    limited = plan.calibration.measure is not True
+    losses = f"; losses on {plan.measured_tokens:,} of those held out" if limited else ""
+    losses = losses if plan.measured_tokens else f"; {NOT_MEASURED}"
+    return f"{plan.calibration_tokens:,} tokens of {domains}{asked}{losses}{starts}"

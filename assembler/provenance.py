@@ -208,6 +208,8 @@ def _card_body(plan: Plan, fit: Mapping[str, Any] | None) -> list[str]:
 def _card_losses(fit: Mapping[str, Any]) -> list[str]:
     domains = [domain["name"] for domain in fit["domains"]]
     lines = ["", "## Loss on held-out text, in nats per byte, before any training", ""]
+    if fit["losses"] is None:
+        return [*lines, "Not measured."]
     lines += [f"| model | {' | '.join(domains)} |", f"|---|{'---|' * len(domains)}"]
     for name, losses in loss_rows(fit):
         cells = (f"{losses[domain]['per_byte']:.3f}" for domain in domains)

@@ -67,7 +67,7 @@ def fit(
     text: Mapping[str, Any],
     parameters: str,
     compute_dtype: str,
-    progress: Callable[[int, int], None],
+    progress: Callable[..., None],
 ) -> dict[str, Any]:
     """Fit the bridges of a hybrid, write their parameters, and measure it beside its controls.
 
@@ -75,10 +75,11 @@ def fit(
         donors: folder of each donor.
         tokenizers: `folder` and `start_token` of the tokenizer that each donor reads with;
             `tokenizer`: of the hybrid's.
-        text: `file` of documents, `domains`, `length`, `held_out`, `seed`, `stream`.
+        text: `file` of documents, `domains`, `length`, `held_out`, `seed`, `stream`,
+            `measure`.
         parameters: safetensors file to write.
         compute_dtype: that models compute in, or `auto`.
-        progress: called with the tokens read so far, and those to be read in all.
+        progress: see `pace.Told`.
     """
     found = {
         name: load_donor(Path(folder), name=name, source=folder, place=folder)

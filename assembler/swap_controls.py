@@ -120,7 +120,7 @@ def _add(
     for total, x, (read, y) in zip(totals, arrived, wanted, strict=True):
         here, there = align(batch, read)
         total.add(x[here], y[there])
-    progress(batch.tokens.numel())
+    progress(2 * batch.tokens.numel())  # through the hybrid, and the hosts alone
 
 
 @contextmanager

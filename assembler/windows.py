@@ -10,7 +10,7 @@ import ctypes
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,10 @@ class Windows:
     def rows(self, num_tokens: int) -> int:
         """Stretches that make a batch of so many tokens."""
         return max(1, num_tokens // self.length)
+
+    def judged_by(self, num_tokens: int) -> Windows:
+        """The same with less held-out text: stretches of so many tokens, one at least."""
+        return replace(self, held_out=self.held_out[: max(1, num_tokens // self.length)])
 
     @property
     def held_out_bytes(self) -> int:

@@ -12,6 +12,9 @@ from typing import Any
 
 import click
 from rich.console import Console, RenderableType
+from rich.text import Text
+
+ENOUGH = 0.02  # share that is done before anything is said of what is left
 
 
 def show(what: RenderableType) -> None:
@@ -89,6 +92,8 @@ def byte_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 def token_progress(label: str, unit: str = "tokens") -> Iterator[Callable[..., None]]:
     """Progress in tokens, told as those done, all of them, and a note; as `byte_progress` shows it.
 
+    A note on nothing done is told at once: how long it will take, say.
+
     Args:
         unit: what is counted, if not tokens but tokens times layers, say.
     """
@@ -98,9 +103,13 @@ def token_progress(label: str, unit: str = "tokens") -> Iterator[Callable[..., N
         amount = "{task.completed:,.0f} of {task.total:,.0f} " + unit + "  {task.fields[note]}"
         with _bar(progress.TextColumn(amount)) as bar:
             task = bar.add_task(label, total=1, note="")
-            yield lambda done, total, note="": bar.update(
-                task, completed=done, total=total, note=note
-            )
+
+            def tell(done: int, total: int, note: str = "") -> None:
+                if note and not done:
+                    say(f"{label}: {note}")
+                bar.update(task, completed=done, total=total, note=note)
+
+            yield tell
     else:
         yield _Lines(label, lambda tokens: f"{tokens:,.0f}", f" {unit}").tell
 
@@ -109,8 +118,18 @@ def _bar(*columns: Any) -> Any:
     from rich import progress
 
     first = (progress.TextColumn("{task.description}"), progress.BarColumn())
-    last = progress.TimeRemainingColumn()
-    return progress.Progress(*first, *columns, last, console=Console(stderr=True))
+
+    class Left(progress.TimeRemainingColumn):
+        def render(self, task: Any) -> Any:
+            early = not known(task.completed, task.total or 0, task.elapsed or 0.0)
+            return Text("-:--:--") if early else super().render(task)
+
+    return progress.Progress(*first, *columns, Left(), console=Console(stderr=True))
+
+
+def known(done: float, total: float, seconds: float) -> bool:
+    """Whether so much is done that what is left can be told from it."""
+    return done >= ENOUGH * total and seconds >= 1.0
 
 
 class _Lines:
@@ -122,9 +141,12 @@ class _Lines:
 
     def tell(self, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
+        if note and not done:
+            say(f"{self.label}: {note}")
         if now - self.last < self.EVERY or not 0 < done < total:
             return
         self.last = now
-        left = (total - done) * (now - self.start) / done
-        amount = f"{self.text(done)} of {self.text(total)}{self.unit}"
-        say(f"{self.label}: {amount}{f', {note}' if note else ''}, {left:.0f} s left")
+        parts = [f"{self.text(done)} of {self.text(total)}{self.unit}", note]
+        if known(done, total, took := now - self.start):
+            parts.append(f"{duration((total - done) * took / done)} left")
+        say(f"{self.label}: {', '.join(filter(None, parts))}")

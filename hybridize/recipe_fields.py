@@ -88,6 +88,15 @@ def _parse_every(value: Any) -> Any:
     return value
 
 
+def _parse_measure(value: Any) -> Any:
+    """Whether to measure, or on how many tokens."""
+    if not isinstance(value, bool) and not (type(value) is int and value >= 1):
+        raise _mistake(
+            f"'{value}' is neither true, false nor a number of tokens", "write one of these"
+        )
+    return value
+
+
 def seconds_of(time: str) -> int:
     """Seconds of a time such as 10m, which `Every` has checked."""
     return int(time.strip()[:-1]) * SECONDS[time.strip()[-1]]
@@ -122,6 +131,11 @@ Bytes = Annotated[
     WithJsonSchema({"type": "string", "pattern": r"^\d+(\.\d+)?\s*[KMG]i?B$"}),
 ]
 
+Measure = Annotated[
+    bool | int,
+    BeforeValidator(_parse_measure),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "integer", "minimum": 1}]}),
+]
 Every = Annotated[
     int | str,
     BeforeValidator(_parse_every),

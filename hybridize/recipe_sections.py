@@ -17,7 +17,16 @@ from pydantic import (
 )
 
 from hybridize.plugins import plugin_names
-from hybridize.recipe_fields import MOST_SLOTS, Bytes, Every, Files, Layers, Where, text_entry
+from hybridize.recipe_fields import (
+    MOST_SLOTS,
+    Bytes,
+    Every,
+    Files,
+    Layers,
+    Measure,
+    Where,
+    text_entry,
+)
 
 DONOR_NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 
@@ -151,6 +160,13 @@ class CalibrationSpec(Section):
     stream: Literal["hybrid", "donor"] = Field(
         "hybrid",
         description="what bridges are fitted to: the hybrid's own hidden states, or its donor's",
+    )
+    measure: Measure = Field(
+        True,
+        description=(
+            "losses of the result and its controls on what is held out; a number: on so many of "
+            "its tokens; false: not at all"
+        ),
     )
 
 

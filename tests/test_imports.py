@@ -28,6 +28,7 @@ HEAVY_MODULES = {
     "assembler/machine.py",
     "assembler/merge_process.py",
     "assembler/models.py",
+    "assembler/pace.py",
     "assembler/proof.py",
     "assembler/regression.py",
     "assembler/requests.py",

@@ -104,13 +104,14 @@ calibration:
     - {dataset: org/web, feild: x}
     - 3
   stream: donors
+  measure: 0
 """
     known = "(known: name, files, dataset, subset, revision, split, field, weight)"
     assert (
         complaints(tmp_path, text)
         == f"""\
 x.yaml:4:3: calibration.lenght: unknown key 'lenght'
-  fix: did you mean 'length'? (known: data, tokens, length, seed, stream)
+  fix: did you mean 'length'? (known: data, tokens, length, seed, stream, measure)
 x.yaml:5:11: calibration.tokens: tokens 0 is too small
   fix: write 1 or more
 x.yaml:6:11: calibration.length: length 4 is too small
@@ -146,7 +147,9 @@ x.yaml:15:26: calibration.data[7].feild: unknown key 'feild'
 x.yaml:16:7: calibration.data[8]: 3 is no mapping
   fix: known: name, files, dataset, subset, revision, split, field, weight
 x.yaml:17:11: calibration.stream: unknown stream 'donors'
-  fix: did you mean 'donor'? (known: hybrid, donor)"""
+  fix: did you mean 'donor'? (known: hybrid, donor)
+x.yaml:18:12: calibration.measure: '0' is neither true, false nor a number of tokens
+  fix: write one of these"""
     )
 
 

@@ -310,7 +310,8 @@ class _Check:
 def _plan(recipe: RecipeFile, runs: Sequence[Run], *, offline: bool) -> Plan:
     """The plan of a stack, on calibration text in any case: it is to be measured."""
     spec = recipe.recipe
-    measured = spec.model_copy(update={"calibration": spec.calibration or CalibrationSpec()})
+    whole = (spec.calibration or CalibrationSpec()).model_copy(update={"measure": True})
+    measured = spec.model_copy(update={"calibration": whole})
     path = recipe.document.path
     text = recipe_yaml(RecipeFile(measured, recipe.document), runs, folder=path.parent)
     return make_plan(read_recipe(parse_yaml(text, path)), offline=offline)

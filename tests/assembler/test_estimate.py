@@ -16,6 +16,7 @@ from tests.assembler.readers import save_reader, write_text
 from tests.assembler.stacks import plan_of
 
 SPEED = Speed("cpu", "float32", {32: 1e6}, head=1e3, training=1.0, copying=1e6, starting=2.0)
+BRIDGE = {"where": "changes"}
 FIT = {"data": ["text.txt"], "tokens": 1000, "length": 32}
 
 
@@ -31,6 +32,14 @@ def plan(folder: Path, **keys: object):  # type: ignore[no-untyped-def]
     slots = [{"from": "a", "layers": "0-1"}, {"from": "b", "layers": "2-3"}]
     donors = {name: {"model": name} for name in "ab"}
     return plan_of(folder, {"donors": donors, "slots": slots, **keys})
+
+
+def told(folder: Path, *options: str) -> str:
+    """What `plan` prints."""
+    command = ["plan", str(folder / "recipe.yaml"), "--offline", *options]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 def test_a_build_without_text_copies_and_checks(tmp_path: Path) -> None:
@@ -57,18 +66,23 @@ def test_fitting_and_measuring_are_counted_with_the_head(tmp_path: Path) -> None
 
 def test_the_plan_tells_seconds_or_that_nothing_was_timed(tmp_path: Path) -> None:
     planned = plan(tmp_path, calibration=FIT)
-    recipe = str(tmp_path / "recipe.yaml")
-
-    def told(*options: str) -> str:
-        done = CliRunner().invoke(main, ["plan", recipe, "--offline", *options])
-        assert done.exit_code == 0, done.output
-        return done.stdout
-
-    assert "never timed: hybridize plan --time RECIPE" in told()
-    assert json.loads(told("--json"))["seconds"] is None
+    assert "never timed: hybridize plan --time RECIPE" in told(tmp_path)
+    assert json.loads(told(tmp_path, "--json"))["seconds"] is None
     device, dtype = machine_of(planned)
     remember(replace(SPEED, device=device, dtype=dtype))
-    assert "time" in told()
-    assert "measuring" in told()
-    parts = json.loads(told("--json"))["seconds"]
+    assert "time" in told(tmp_path)
+    assert "measuring" in told(tmp_path)
+    parts = json.loads(told(tmp_path, "--json"))["seconds"]
     assert parts.keys() == {"copying", "checking", "fitting", "measuring"}
+
+
+def test_what_is_measured_less_takes_less(tmp_path: Path) -> None:
+    def measuring(measure: object) -> float:
+        stack = plan(tmp_path, calibration={**FIT, "measure": measure}, bridges=BRIDGE)
+        return build_seconds(stack, SPEED, 0).measuring
+
+    assert measuring(True) == measuring(5000) > 0
+    assert measuring(50) == pytest.approx(measuring(True) / 4)
+    assert measuring(False) == 0
+    assert json.loads(told(tmp_path, "--json"))["calibration"]["measured_tokens"] == 0
+    assert "losses are not measured" in told(tmp_path)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console, RenderableType
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hybridize.assembler import swap_controls
+from hybridize.assembler import assemble, pace, swap_controls
 from hybridize.assembler.assemble import Built
-from hybridize.assembler.calibration import gather
-from hybridize.assembler.fit_report import loss_rows, verdict
+from hybridize.assembler.calibration import NOT_MEASURED, gather
+from hybridize.assembler.fit_report import fit_table, loss_rows, verdict
 from hybridize.assembler.verify import verify
-from hybridize.assembler.windows import Domain, Reader, cut
+from hybridize.assembler.windows import Domain, Reader, Windows, cut
+from hybridize.console import duration
 from hybridize.errors import HybridizeError
 from tests.assembler.readers import (
     code,
@@ -144,17 +149,29 @@ def test_the_manifest_keeps_the_fit_and_its_controls(tmp_path: Path) -> None:
     assert verify(built.folder).ok
 
 
+def read_windows(folder: Path, written: dict[str, Any]) -> tuple[Reader, Windows]:
+    """What donor a reads with, and the text that a build of a recipe would read."""
+    plan, documents = plan_of(folder, written), folder / "documents.jsonl"
+    assert plan.calibration is not None
+    gather(plan.calibration, plan.recipe, documents, tokens=3000, offline=True)
+    reader = Reader("a", folder / "a", rows=288)
+    (part,) = cut(documents, [Domain("text", 3000, "")], reader, length=64, held_out=0.2)
+    return reader, part
+
+
+def rendered(what: RenderableType) -> str:
+    file = StringIO()
+    Console(file=file, width=200).print(what)
+    return file.getvalue()
+
+
 def test_donors_alone_are_measured_as_transformers_measures_them(tmp_path: Path) -> None:
     """Nats per token of a donor, against its own class on the same stretches."""
     donor = save_reader(tmp_path / "a", **SHAPE)
     save_reader(tmp_path / "b", seed=1, hidden_size=48, num_hidden_layers=4)
     written = recipe(tmp_path, halves("a", "b"))
     built = build_in(tmp_path, written)
-    plan, documents = plan_of(tmp_path, written), tmp_path / "documents.jsonl"
-    assert plan.calibration is not None
-    gather(plan.calibration, plan.recipe, documents, tokens=3000, offline=True)
-    reader = Reader("a", tmp_path / "a", rows=288)
-    (part,) = cut(documents, [Domain("text", 3000, "")], reader, length=64, held_out=0.2)
+    reader, part = read_windows(tmp_path, written)
     nats = tokens = 0.0
     for text in part.held_out:
         ids = reader.encode([text]).tokens
@@ -454,3 +471,73 @@ def test_many_swaps_are_fitted_in_as_many_passes_as_memory_allows(
     two = build_in(tmp_path, recipe(tmp_path, slots), out="two")
     assert [found["slot"] for found in losses(one)["swaps"]] == [0, 1, 2, 3]
     assert losses(one) == losses(two)
+
+
+def test_measuring_can_be_switched_off(tmp_path: Path) -> None:
+    """The bridges are the same ones, and nothing else runs the models."""
+    save_reader(tmp_path / "a", **SHAPE)
+    save_reader(tmp_path / "b", seed=1, hidden_size=48, num_hidden_layers=4)
+    stack = recipe(tmp_path, halves("a", "b"), embeddings="a", head="b")
+    whole = build_in(tmp_path, stack)
+    stack["calibration"]["measure"] = False
+    bare = build_in(tmp_path, stack, out="bare")
+    assert whole.fit is not None
+    assert bare.fit is not None
+    assert bare.fit["losses"] is None
+    assert bare.fit["bridges"] == whole.fit["bridges"]
+    assert verdict(bare.fit) == [line for line in verdict(whole.fit) if "warning" in line]
+    assert "Not measured." in (bare.folder / "README.md").read_text()
+    assert NOT_MEASURED in rendered(fit_table(bare.fit))
+    assert verify(bare.folder).ok
+    ids = torch.randint(1, 280, (2, 40))
+    assert difference(load(bare.folder), load(whole.folder), ids) == 0
+
+
+def test_measuring_can_be_limited(tmp_path: Path) -> None:
+    """Losses of the first stretches that are held out, of every model."""
+    save_reader(tmp_path / "a", **SHAPE)
+    save_reader(tmp_path / "b", seed=1, hidden_size=48, num_hidden_layers=4)
+    stack = recipe(tmp_path, halves("a", "b"), embeddings="a", head="b")
+    whole = losses(build_in(tmp_path, stack))
+    stack["calibration"]["measure"] = 128
+    few = losses(build_in(tmp_path, stack, out="few"))
+    pairs = [(few["hybrid"], whole["hybrid"]), (few["unigram"], whole["unigram"])]
+    pairs += [(few["donors"][name], whole["donors"][name]) for name in "ab"]
+    pairs += [(few["null"]["slots 2-3"], whole["null"]["slots 2-3"])]
+    for some, every in pairs:
+        assert len(every["text"]["stretches"]) > 2
+        assert some["text"]["stretches"] == pytest.approx(every["text"]["stretches"][:2], rel=1e-5)
+
+
+def test_without_bridges_there_is_nothing_to_read_text_for(tmp_path: Path) -> None:
+    save_reader(tmp_path / "a", **SHAPE)
+    slots = [{"from": "a", "layers": "0-3"}]
+    assert plan_of(tmp_path, recipe(tmp_path, slots)).calibration is not None
+    off = recipe(tmp_path, slots, calibration={"measure": False})
+    assert plan_of(tmp_path, off).calibration is None
+
+
+def test_progress_counts_heads_and_ends_where_it_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told in all, and how long it will take, comes first; then it only grows."""
+    save_reader(tmp_path / "a", **SHAPE)
+    save_reader(tmp_path / "b", "qwen3", seed=1, hidden_size=48, num_hidden_layers=4)
+    told: list[tuple[Any, ...]] = []
+
+    @contextmanager
+    def telling(_: str) -> Iterator[Callable[..., None]]:
+        yield lambda *args: told.append(args)
+
+    monkeypatch.setattr(assemble, "token_progress", telling)
+    monkeypatch.setattr(pace, "timed", lambda *_: pace.Pace(layers=0.01, head=0.03))
+    written = recipe(tmp_path, halves("a", "b"), head="b")
+    build_in(tmp_path, written)
+    _, part = read_windows(tmp_path, written)
+    every, judged = (64 * len(texts) for texts in ((*part.fit, *part.held_out), part.held_out))
+    # Two slots of a, and all four layers of b alone; a hybrid, its null control, and two donors.
+    total = round(every * 1.5 + judged * 4 * 4)
+    assert told[0] == (0, total, f"about {duration(total * 0.01)}")
+    dones = [done for done, *_ in told]
+    assert dones == sorted(dones)
+    assert 0.9 * total < dones[-1] <= total
