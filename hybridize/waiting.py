@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import MutableMapping
 
-SPINS = "10000"  # turns of the loop, then asleep: some 0.2 ms
+SPINS = "1000"  # turns of the loop, then asleep: as fast as more where cores are free
 FREE = 0.5  # of the cores, at most in use for that
 
 
