@@ -21,6 +21,7 @@ from hybridize.diagnostics.trace import Curve
 from hybridize.recipe_sections import DiagnosticsSpec
 
 BUDGET = 600.0  # seconds, where nothing else is said
+CLEARLY = 1.3  # times a budget that a run may take before something is left out
 SEEDS = 3
 MOST = 4  # layers that are measured again, at most
 MORE = 2  # times the seeds, for these
@@ -78,12 +79,28 @@ def timed(parts: Parts, sheets: Sequence[Sheet], device: str) -> Rate:
 def tell_choice(spec: DiagnosticsSpec, took: float, budget: float | None) -> None:
     """Say what was chosen, what it will take, and how to repeat it."""
     if budget is None:
-        say(f"about {duration(took)}")
+        say(f"diagnosing: about {duration(took)}")
         return
     text = "all scored text" if spec.perturbed is None else f"{spec.perturbed} tokens"
     flags = f"--perturbed {spec.perturbed or spec.tokens // 2} --seeds {seeds_of(spec)}"
     over = "" if took <= budget else f", more than the budget of {duration(budget)}"
     say(f"perturbing {text} with {seeds_of(spec)} seeds: about {duration(took)}{over} ({flags})")
+
+
+def overruns(took: float, done: int, left: int, budget: float | None) -> bool:
+    """Whether what is left would clearly exceed a budget, which is said; the machine may be busy.
+
+    Args:
+        took: seconds, for the effort `done`.
+    """
+    whole = took * (done + left) / done
+    if budget is None or whole <= CLEARLY * budget:
+        return False
+    say(
+        f"all layers took {duration(took)}, more than was to be expected: none is measured again, "
+        f"which would make it {duration(whole)} (budget: {duration(budget)})"
+    )
+    return True
 
 
 def candidates(curve: Curve, most: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +23,7 @@ from hybridize.diagnostics.budget import (
     MOST,
     candidates,
     choices,
+    overruns,
     seeds_of,
     tell_choice,
     timed,
@@ -138,14 +140,24 @@ def diagnose_on(
         return [_Diagnosis(subject, reader, material, settled) for subject, reader in pairs]
 
     works = prepared(_settled(spec, prepared, budget, device, streamed=streamed, compute=compute))
+    # What a recipe or flags say is measured, however long it takes.
+    limit = budget if len(choices(spec)) > 1 else None
     total, before, traces = sum(work.amount for work in works), 0, []
     for work in works:
 
         def tell(done: int, whole: int, before: int = before, amount: int = work.amount) -> None:
             progress(before + amount * done // whole, total)
 
+        share = limit and limit * work.amount / total
         traces.append(
-            work.run(device, streamed=streamed, memory=memory, compute=compute, progress=tell)
+            work.run(
+                device,
+                streamed=streamed,
+                memory=memory,
+                compute=compute,
+                budget=share,
+                progress=tell,
+            )
         )
         before += work.amount
     return traces
@@ -291,9 +303,15 @@ class _Diagnosis:
         streamed: bool,
         memory: int | None,
         compute: str,
+        budget: float | None,
         progress: Progress,
     ) -> Trace:
-        """Sweep the model, which goes from memory again before the next one comes."""
+        """Sweep the model, which goes from memory again before the next one comes.
+
+        Args:
+            budget: seconds; layers are not measured again where that would clearly exceed them.
+        """
+        started = time.monotonic()
         parts = self.subject.open(device, streamed=streamed, compute=compute)
         room, effort = memory or free_share(device), self.effort
         coarse, fine = self.swept_effort(effort), self.refined_effort(effort)
@@ -310,6 +328,9 @@ class _Diagnosis:
         try:
             found, curves = swept(self.sheets, self.variants, told(0, coarse))
             slots = [] if self.spec.parts is not None else candidates(curves[0], MOST)
+            took = time.monotonic() - started
+            if slots and overruns(took, coarse, fine, budget):
+                slots = []
             if slots:
                 variants = self._finer(slots)
                 _, finer = swept(self._again(variants), variants, told(coarse, fine))
@@ -350,7 +371,7 @@ class _Diagnosis:
                 )
                 for kind, strength in dict.fromkeys((v.kind, v.strength) for v in self.variants)
             ],
-            parts=list(spec.parts or PARTS),
+            parts=list(spec.parts or ()) or list(PARTS if refined else (LAYER,)),
             tokens=spec.tokens,
             length=self.material.length,
             seed=self.material.seed,

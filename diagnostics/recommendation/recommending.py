@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -243,6 +244,7 @@ def _gather_evidence(
             streamed=machine.streamed,
             memory=machine.memory,
             compute=machine.compute,
+            budget=math.inf,  # timed and told, and nothing left out
             progress=progress,
         )
     with machine.tell("comparing streams") as progress:

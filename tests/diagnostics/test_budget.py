@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from hybridize.cli import main
 from hybridize.diagnostics import diagnosis, scoring
-from hybridize.diagnostics.budget import Rate, candidates, choices
+from hybridize.diagnostics.budget import Rate, candidates, choices, overruns
 from hybridize.diagnostics.effort import Effort
 from hybridize.diagnostics.trace import Curve, Trace, read_document
 from hybridize.diagnostics.variants import Variant
@@ -138,6 +138,39 @@ def test_flags_repeat_what_was_chosen_and_finer_values_are_those_of_a_whole_run(
     losses = [trace.losses["text"].per_byte for trace in (fast, whole, chosen)]
     assert losses[0] == losses[1] == losses[2]
     assert len(values(chosen, "layer")) == DEPTH
+
+
+def test_an_overrun_is_known_after_the_coarse_phase(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not overruns(90.0, 3, 1, 120.0)
+    assert not overruns(110.0, 3, 1, 120.0)
+    assert not overruns(1e6, 3, 1, None)
+    assert capsys.readouterr().err == ""
+    assert overruns(150.0, 3, 1, 120.0)
+    assert capsys.readouterr().err == (
+        "all layers took 2 min 30 s, more than was to be expected: none is measured again, which "
+        "would make it 3 min 20 s (budget: 2 min 0 s)\n"
+    )
+
+
+def test_where_the_budget_is_spent_no_layer_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But flags are obeyed on a machine of any speed."""
+    save_trained(tmp_path / "donor")
+    asked: list[float | None] = []
+
+    def spent(took: float, done: int, left: int, budget: float | None) -> bool:
+        asked.append(budget)
+        return budget is not None
+
+    monkeypatch.setattr(diagnosis, "overruns", spent)
+    short, _ = diagnose(tmp_path, "--budget", "9m")
+    assert short.settings.refined is None
+    assert short.settings.parts == ["layer"]
+    assert {curve.part for curve in short.curves} == {"layer"}
+    whole, _ = diagnose(tmp_path, "--perturbed", "320", "--seeds", "2")
+    assert whole.settings.refined is not None
+    assert asked == [540.0, None]
 
 
 def test_a_model_is_timed_before_it_is_diagnosed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +43,10 @@ def recipe(folder: Path, *donors: str, **sections: Any) -> Path:
 def recommend(file: Path, *options: str, exit_code: int = 0) -> Any:
     done = CliRunner().invoke(main, ["recommend", str(file), "--json", "--offline", *options])
     assert done.exit_code == exit_code, done.stderr
+    if not exit_code:  # how long it takes is told before it is spent
+        told = done.stderr.splitlines()
+        assert re.fullmatch("diagnosing: about .+", told[0])
+        assert any(re.fullmatch("assembling 1: .+: about .+", line) for line in told)
     return json.loads(done.stdout)
 
 
