@@ -21,7 +21,8 @@ from hybridize.assembler.lifeline import end_with_parent
 from hybridize.assembler.mapping import tell_by
 from hybridize.errors import CheckFailed, Finding, HybridizeError
 
-Progress = Callable[[int, int], None]  # called with what is done, and what is to be done in all
+# Called with what is done, what is to be done in all, and at times a note.
+Progress = Callable[..., None]
 
 
 class Prover(Protocol):
@@ -138,8 +139,8 @@ def _serve() -> None:
         answers.write(json.dumps(answer, default=str) + "\n")
         answers.flush()
 
-    def tell(done: int, total: int) -> None:
-        send({"progress": [done, total]})
+    def tell(done: int, total: int, *note: str) -> None:
+        send({"progress": [done, total, *note]})
 
     def tell_end(error: HybridizeError) -> None:
         send({"findings": list(map(vars, error.findings)), "exit_status": error.exit_status})

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hybridize.assembler import assemble, pace, swap_controls
-from hybridize.assembler.assemble import Built
+from hybridize.assembler.assemble import Built, build
 from hybridize.assembler.calibration import NOT_MEASURED, gather
 from hybridize.assembler.fit_report import fit_table, loss_rows, verdict
 from hybridize.assembler.verify import verify
@@ -515,6 +515,17 @@ def test_without_bridges_there_is_nothing_to_read_text_for(tmp_path: Path) -> No
     assert plan_of(tmp_path, recipe(tmp_path, slots)).calibration is not None
     off = recipe(tmp_path, slots, calibration={"measure": False})
     assert plan_of(tmp_path, off).calibration is None
+
+
+def test_the_second_process_tells_how_long_it_will_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_reader(tmp_path / "a", **SHAPE)
+    save_reader(tmp_path / "b", seed=1, hidden_size=48, num_hidden_layers=4)
+    plan = plan_of(tmp_path, recipe(tmp_path, halves("a", "b"), head="b"))
+    built = build(plan, tmp_path / "out")
+    assert built.fit is not None
+    assert "fitting bridges: about " in capsys.readouterr().err
 
 
 def test_progress_counts_heads_and_ends_where_it_said(
