@@ -106,7 +106,7 @@ class Forecasts:
         imports = max(timing.imports for timing in self.timings)
         return [
             f"time: about {duration(time['total'])} on one process: {words}; measured now on a few "
-            "tokens, reading the text left out",
+            "tokens; starting Python, reading the text and writing the model come on top",
             *(
                 [
                     f"memory of the process: about {size(most + imports)}, of which Python and its "

@@ -84,7 +84,8 @@ def _activations(
 
     For each slot from the first one that learns upwards, and each token: KEPT elements for each
     that a matrix gives, and the inputs of matrices that learn. With checkpointing the inputs of
-    these slots, and the one slot that is being repeated.
+    these slots, and the one slot that is being repeated. In a 16-bit model also the copies that
+    matrices which learn multiply by.
     """
     slots, below = [], False
     for part in found:
@@ -94,7 +95,9 @@ def _activations(
     kept = [_kept(part, learns) for part in slots]
     if settings.checkpointing and slots:
         kept = [*(float(part.width) for part in slots), max(kept)]
-    return sum(kept) * settings.at_once * _itemsize(stack.tensors)
+    size = _itemsize(stack.tensors)
+    copies = sum(m.tensor.numel for p in found for m in p.matrices if m.tensor.name in learns)
+    return sum(kept) * settings.at_once * size + (size * copies if size < 4 else 0)
 
 
 def _read_out(stack: Stack) -> float:

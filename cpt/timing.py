@@ -1,7 +1,7 @@
 """Seconds and memory of a training, measured on a few tokens of it before it begins (torch side).
 
 The model is opened and made to learn as a stage does it. What is timed is one pass forward and
-backward over one row, one step of the optimizer and one pass of an evaluation: text is not read.
+backward over some rows, one step of the optimizer and one pass of an evaluation: text is not read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hybridize.cpt.plan import CptPlan
 from hybridize.cpt.stages import Stage
 from hybridize.cpt.tuning import frozen_hashes, let_learn, open_model
 
-TOKENS = 256  # of the row that is timed, at most
+TOKENS = 512  # of the rows that are timed, at most
 PATIENCE = 3.0  # seconds that a pass is repeated for
 TIMES = 5  # passes, at most
 
@@ -62,6 +62,8 @@ class Timing:
 
 def time_stage(plan: CptPlan, stage: Stage, device: str) -> Timing:
     """Time a stage on this machine."""
+    import hybridize.cpt.stage_run  # noqa: F401 - a training has Trainer in memory, too
+
     imports = peak_memory() if device == "cpu" else 0
     began = time.perf_counter()
     tuned = open_model(plan.stack.folder, device)
@@ -73,7 +75,8 @@ def time_stage(plan: CptPlan, stage: Stage, device: str) -> Timing:
     if plan.spec.checkpointing:
         checkpoint_slots(tuned.model, first)
     length = min(TOKENS, plan.spec.length)
-    tokens = torch.randint(0, plan.stack.vocabulary, (1, length), device=device)
+    rows = max(1, min(plan.at_once, TOKENS // length))
+    tokens = torch.randint(0, plan.stack.vocabulary, (rows, length), device=device)
     forward = Forward(tuned, start=first)
     cached = plan.spec.cache_prefix is True
     given: dict[str, Any] = {"prefix": forward.below(tokens)} if cached else {}
@@ -92,9 +95,9 @@ def time_stage(plan: CptPlan, stage: Stage, device: str) -> Timing:
         optimizer.step()
 
     return Timing(
-        token=_seconds(train, device) / length,
+        token=_seconds(train, device) / tokens.numel(),
         update=_seconds(update, device),
-        looked_at=_seconds(evaluate, device) / length,
+        looked_at=_seconds(evaluate, device) / tokens.numel(),
         ready=ready,
         imports=imports,
     )

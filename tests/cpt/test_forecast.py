@@ -212,7 +212,9 @@ def test_the_state_of_a_16_bit_model_is_that_of_the_formula(folder: Path, tmp_pa
     assert run_of(stack, [{"deep": 2}], optimizer="sgd").memory.moments == 0
     sharded = run_of(stack, [{"deep": 2}], processes=4, sharded=True).memory
     assert sharded.state == run.memory.state / 4
-    assert sharded.activations == run.memory.activations / 4  # a quarter of the step's tokens
+    # A quarter of the step's tokens; copies of the matrices (all but four gains) do not shrink.
+    copies = 2 * (policy.num_trained - 4 * 32)
+    assert sharded.activations - copies == (run.memory.activations - copies) / 4
     assert run_of(stack, [{"deep": 2}], processes=4).memory.state == run.memory.state
 
 

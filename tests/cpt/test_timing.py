@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +72,33 @@ def test_a_training_takes_what_was_told(recipe: Path) -> None:
     began = time.perf_counter()
     assert train(longer, "long", "--device", "cpu").exit_code == 0
     assert 0.5 < told / (time.perf_counter() - began) < 2
+
+
+PEAK = """
+import sys
+from hybridize.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    from hybridize.cpt.timing import peak_memory
+    print(peak_memory(), file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+def test_a_training_takes_the_memory_that_was_told(recipe: Path) -> None:
+    """Of a tiny model it is nearly all Python's, with Trainer: 500 MB that were told as 400."""
+    built, out = str(recipe.parent / "out"), str(recipe.parent / "weighed")
+    shared = [str(recipe), "--built", built, "--device", "cpu", "--offline"]
+
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", PEAK, "cpt", *shared, *options]
+        return subprocess.run(command, capture_output=True, text=True, check=True)
+
+    found = json.loads(run("--forecast", "--json").stdout)
+    costs = [stage["costs"]["policy"]["memory_bytes"]["total"] for stage in found["stages"]]
+    peak = int(run("--out", out).stderr.splitlines()[-1])
+    assert found["imports_bytes"] + max(costs) == pytest.approx(peak, rel=0.1)
 
 
 @pytest.mark.parametrize(
