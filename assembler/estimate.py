@@ -10,7 +10,7 @@ from hybridize.assembler.outputs import TORCH_NAMES
 from hybridize.assembler.plan import Plan
 from hybridize.assembler.precision import compute_dtype
 from hybridize.assembler.speed import Speed, has_gpu, known_speed
-from hybridize.assembler.stack import HEAD, Bridge
+from hybridize.assembler.stack import HEAD, Bridge, State
 
 # Of a ridge map in float64, as multiplications in the layers' dtype that take as long: sums over
 # tokens; decomposition and lambdas, over cubes of the width.
@@ -73,12 +73,26 @@ class _Work:
     def fit(self, bridge: Bridge) -> float:
         """Both sides of a bridge on all text, sums, and the maps; and those of its null control."""
         below = len(self.plan.slots) if bridge.where == HEAD else int(bridge.where.split(".")[0])
-        donor, state = bridge.writes
-        passes = self._slots(below) + self._layers(self.plan.donors[donor], state.slot)
+        goals = [bridge.writes, *self._null_goal(bridge)]
+        deepest: dict[str, int] = {}
+        for donor, state in goals:
+            deepest[donor] = max(deepest.get(donor, 0), state.slot)
+        passes = self._slots(below)
+        passes += sum(self._layers(self.plan.donors[d], depth) for d, depth in deepest.items())
         width, out = bridge.width_in, bridge.width_out
         sums = FIT_TOKENS * self.tokens * width * (width + out) / 2
         cubes = FIT_CUBES * width**2 * max(width, out)
-        return self.tokens * passes + self.speed.seconds(2 * (sums + cubes), width)
+        maps = self.speed.seconds(2 * len(goals) * (sums + cubes), width)
+        return self.tokens * passes + maps
+
+    def _null_goal(self, bridge: Bridge) -> list[tuple[str, State]]:
+        """What a map in the place of the span behind a bridge is fitted to, if one is."""
+        plan, at = self.plan, bridge.at
+        if not plan.measured_tokens or at is None or at.module is not None:
+            return []
+        above = (b for b in plan.bridges.values() if b.at and not b.at.module)
+        end = (plan.head, State(plan.donors[plan.head].depth))
+        return [next((b.writes for b in above if b.at and b.at.slot > at.slot), end)]
 
     def measure(self) -> float:
         """The hybrid and its null controls, and each donor alone, on what losses are taken of."""

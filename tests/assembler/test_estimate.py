@@ -58,9 +58,12 @@ def test_fitting_and_measuring_are_counted_with_the_head(tmp_path: Path) -> None
     # On a fifth of the text: hybrid and null control, and both donors alone, of four layers each.
     one = 4 * 2 * layer / 1e6 + head
     assert found.measuring == pytest.approx(200 * 4 * one, rel=1e-6)
-    passes = (2 + 2) * 2 * layer / 1e6  # both donors up to the bridge
-    assert found.fitting > 1000 * passes
-    assert found.fitting == pytest.approx(1000 * passes + 2 * (6e3 * 32**2 + 80 * 32**3) / 1e6)
+    # One donor up to the bridge, the other one to its end, where the null control leads.
+    passes, maps = (2 + 4) * 2 * layer / 1e6, 2 * (6e3 * 32**2 + 80 * 32**3) / 1e6
+    assert found.fitting == pytest.approx(1000 * passes + 2 * maps)
+    bare = plan(tmp_path, calibration={**FIT, "measure": False}, bridges=BRIDGE)
+    passes = (2 + 2) * 2 * layer / 1e6
+    assert build_seconds(bare, SPEED, 0).fitting == pytest.approx(1000 * passes + maps)
     assert build_seconds(planned, replace(SPEED, head=2e3), 0).measuring < found.measuring
 
 
