@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 
 AUTO = "auto"
-COMPUTE_DTYPES = (AUTO, "float32", "bfloat16", "float16")
 SHARE = 0.5  # of the free memory that a widened copy of the weights may take
 
 # What Linux calls the instructions by which a processor multiplies 16-bit matrices (x86, Arm).

@@ -17,18 +17,13 @@ from transformers import LlamaConfig, LlamaModel
 
 from hybridize.assembler.copying import hash_ranges
 from hybridize.assembler.shards import Range
-from hybridize.assembler.speed import Speed, known_speed, remember
+from hybridize.assembler.speed import Speed, remember
 
 WIDTHS = (256, 768, 2048)
 ROWS, LENGTH = 2, 128  # of tokens that layers read
 VOCABULARY, POSITIONS = 32_000, 64  # of a head
 REPEATS, PATIENCE = 5, 0.5  # runs of one thing, and seconds after which they are enough
 COPIED = 1 << 26  # bytes
-
-
-def known_or_measured_speed(device: str, dtype: str) -> Speed:
-    """What is remembered of this machine, or else what it does now."""
-    return known_speed(device, dtype) or measure_speed(device, dtype)
 
 
 def measure_speed(device: str, dtype: str) -> Speed:
@@ -42,9 +37,9 @@ def measure_speed(device: str, dtype: str) -> Speed:
     for width in WIDTHS:
         model = _layer(width, device, dtype)
         flops = 2 * ROWS * LENGTH * sum(p.numel() for p in model.layers.parameters())
-        layers[width] = flops / _seconds(partial(_forward, model), device)
+        layers[width] = flops / median_seconds(partial(_forward, model), device)
         if width == WIDTHS[1]:
-            both = 3 * flops / _seconds(partial(_backward, model), device)
+            both = 3 * flops / median_seconds(partial(_backward, model), device)
             training = both / layers[width]
     speed = Speed(
         device=device,
@@ -68,11 +63,18 @@ def seconds_of(work: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def _seconds(work: Callable[[], object], device: str) -> float:
-    """Median of a few runs, after one that is not counted."""
+def median_seconds(
+    work: Callable[[], object], device: str, *, runs: int = REPEATS, patience: float = PATIENCE
+) -> float:
+    """Median of a few runs, after one that is not counted: it finds memory and reads the files.
+
+    Args:
+        runs: at most.
+        patience: seconds after which there are no more.
+    """
     work()
     found: list[float] = []
-    while len(found) < REPEATS and sum(found) < PATIENCE:
+    while len(found) < runs and sum(found) < patience:
         found.append(seconds_of(work, device))
     return median(found)
 
@@ -121,7 +123,7 @@ def _head(device: str, dtype: str) -> float:
     def read_out() -> torch.Tensor:
         return torch.nn.functional.linear(states, matrix).float().log_softmax(-1)
 
-    return 2 * POSITIONS * VOCABULARY * width / _seconds(read_out, device)
+    return 2 * POSITIONS * VOCABULARY * width / median_seconds(read_out, device)
 
 
 def _copying() -> float:

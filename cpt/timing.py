@@ -7,16 +7,15 @@ backward over some rows, one step of the optimizer and one pass of an evaluation
 from __future__ import annotations
 
 import resource
-import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hybridize.assembler.timing import median_seconds
 from hybridize.cpt.forward import Forward, checkpoint_slots, narrow_norms
 from hybridize.cpt.plan import CptPlan
 from hybridize.cpt.stages import Stage
@@ -24,7 +23,7 @@ from hybridize.cpt.tuning import frozen_hashes, let_learn, open_model
 
 TOKENS = 512  # of the rows that are timed, at most
 PATIENCE = 3.0  # seconds that a pass is repeated for
-TIMES = 5  # passes, at most
+TIMES = 4  # passes, at most
 
 
 @dataclass(frozen=True)
@@ -95,24 +94,12 @@ def time_stage(plan: CptPlan, stage: Stage, device: str) -> Timing:
         optimizer.step()
 
     return Timing(
-        token=_seconds(train, device) / tokens.numel(),
-        update=_seconds(update, device),
-        looked_at=_seconds(evaluate, device) / tokens.numel(),
+        token=median_seconds(train, device, runs=TIMES, patience=PATIENCE) / tokens.numel(),
+        update=median_seconds(update, device, runs=TIMES, patience=PATIENCE),
+        looked_at=median_seconds(evaluate, device, runs=TIMES, patience=PATIENCE) / tokens.numel(),
         ready=ready,
         imports=imports,
     )
-
-
-def _seconds(work: Callable[[], None], device: str) -> float:
-    """Median of some runs, the first left out: it finds memory and reads the files."""
-    took: list[float] = []
-    while len(took) < 2 or (sum(took) < PATIENCE and len(took) < TIMES):
-        began = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        took.append(time.perf_counter() - began)
-    return statistics.median(took[1:])
 
 
 def peak_memory() -> int:
