@@ -164,6 +164,9 @@ def _import_quickly() -> None:
     """The imports make a million objects that stay: to look for garbage among them is in vain."""
     gc.disable()
     from hybridize.assembler import requests  # noqa: F401
+    from hybridize.assembler.machine import keep_freed_memory
+
+    keep_freed_memory()
 
     gc.freeze()
     gc.enable()

@@ -48,7 +48,7 @@ def run(
 ) -> Trained | None:
     """Train; see the command's help. Of several processes the main one alone gets the result."""
     from hybridize.assembler.lifeline import end_with_parent
-    from hybridize.assembler.machine import pick_device
+    from hybridize.assembler.machine import use_device
     from hybridize.cpt import engine as engines
     from hybridize.cpt.arguments import check_loggers
     from hybridize.cpt.data.text import check_text
@@ -63,7 +63,7 @@ def run(
     plan = plan_training(target.recipe, target.folder, processes=engines.processes())
     plan.check_engine(chosen)
     how = How(
-        device=pick_device(device),
+        device=use_device(device),
         engine=chosen,
         report_to=log_to,
         logs=target.out.with_name(f"{target.out.name}.logs"),
@@ -217,10 +217,10 @@ def rates_in_plan(recipe: RecipeFile) -> list[str]:
 
 
 def _timings(plan: CptPlan, device: str) -> list[Timing]:
-    from hybridize.assembler.machine import pick_device
+    from hybridize.assembler.machine import use_device
     from hybridize.cpt.timing import time_stage
 
-    return [time_stage(plan, stage, pick_device(device)) for stage in plan.stages]
+    return [time_stage(plan, stage, use_device(device)) for stage in plan.stages]
 
 
 def trained_table(trained: Trained) -> RenderableType:

@@ -6,7 +6,7 @@ that learns, and the vocabulary is gone through in chunks, whose gradients are m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.weak import WeakIdKeyDictionary
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hybridize.assembler.runtime import HybridForCausalLM
 from hybridize.assembler.streams import Stream
@@ -215,6 +218,44 @@ def narrow_norms(tuned: Tuned) -> None:
         gains = own and all(p.ndim == 1 for p in own) and "norm" in type(module).__name__.lower()
         if gains and any(p.requires_grad for p in own):
             module.register_forward_hook(narrow)
+
+
+def share_masks() -> None:
+    """Let the layers of a batch attend by one mask of numbers, in this process.
+
+    Where documents in a row are kept apart the mask is boolean, and torch would make numbers of it
+    in every layer, and keep them all for the way back.
+    """
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = _attend
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    plain = torch.compiler.is_compiling() or options.get("position_bias") is not None
+    if mask is not None and mask.dtype == torch.bool and not plain:
+        kind = query.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else query.dtype
+        mask = _numbers(mask, dtype)
+    return sdpa_attention_forward(module, query, key, value, mask, **options)
+
+
+_masks: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()  # boolean -> numbers, while it is in use
+
+
+def _numbers(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores, as torch makes it of a boolean mask: 0, or minus infinity."""
+    found = _masks.get(mask)
+    if found is None or found.dtype != dtype:
+        zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+        found = _masks[mask] = zeros.masked_fill_(~mask, -torch.inf)
+    return found
 
 
 def checkpoint_slots(model: HybridForCausalLM, first: int) -> None:

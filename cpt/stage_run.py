@@ -25,7 +25,13 @@ from hybridize.cpt.data.rows import Order, Rows, batch_of
 from hybridize.cpt.data.text import Source
 from hybridize.cpt.dropout import Dropout
 from hybridize.cpt.evaluation import Losses, label, losses, old_losses
-from hybridize.cpt.forward import Forward, checkpoint_slots, compile_slots, narrow_norms
+from hybridize.cpt.forward import (
+    Forward,
+    checkpoint_slots,
+    compile_slots,
+    narrow_norms,
+    share_masks,
+)
 from hybridize.cpt.guards import FirstStep, Guards
 from hybridize.cpt.identity import Identity
 from hybridize.cpt.metrics import FILE as METRICS
@@ -175,6 +181,7 @@ class _Stage:
         self.forward = Forward(self.tuned, start=first, dropout=self._dropout())
         self.model.forward = self.forward
         narrow_norms(self.tuned)
+        share_masks()
         if spec.checkpointing:
             checkpoint_slots(self.tuned.model, first)
         if spec.compile:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from hybridize.assembler.loading import Parts
-from hybridize.assembler.timing import seconds_of
+from hybridize.assembler.timing import median_seconds
 from hybridize.console import duration, say
 from hybridize.diagnostics.effort import Effort
 from hybridize.diagnostics.sheets import Sheet
-from hybridize.diagnostics.sweep import LOGITS, effort_of, pass_through
+from hybridize.diagnostics.sweep import LOGITS, effort_of, pass_through, read_out
 from hybridize.diagnostics.trace import Curve
 from hybridize.recipe_sections import DiagnosticsSpec
 
@@ -27,7 +27,8 @@ MOST = 4  # layers that are measured again, at most
 MORE = 2  # times the seeds, for these
 PERTURBED = (1280, 640, 320)  # tokens, where all are too many
 SAMPLE = 512  # tokens of the timed run
-POSITIONS = 128  # whose outcomes are read out in it, at most
+POSITIONS = 128  # that the head reads out in it, at most
+PASSES, PATIENCE = 3, 2.0  # of each part of it, and seconds after which they are enough
 
 
 def seeds_of(spec: DiagnosticsSpec) -> int:
@@ -48,32 +49,41 @@ def choices(spec: DiagnosticsSpec) -> list[DiagnosticsSpec]:
 
 @dataclass(frozen=True)
 class Rate:
-    """Seconds for a multiplication, in layers and in what is read out."""
+    """Seconds that a model takes on this machine.
+
+    Attributes:
+        layers: for a multiplication in layers.
+        read, compare: for a position that a lens reads, and for an outcome that is compared.
+    """
 
     layers: float
-    head: float
+    read: float
+    compare: float
 
     def seconds(self, work: Callable[[Effort], int], effort: Effort) -> float:
-        """Of some work, whose effort is asked for with the head and without it."""
+        """Of some work, whose effort is asked for with and without what the head does."""
         layers = work(replace(effort, read=0, compare=0))
-        return layers * self.layers + (work(effort) - layers) * self.head
+        reads = work(replace(effort, read=1, compare=0)) - layers
+        outcomes = work(replace(effort, read=0, compare=1)) - layers
+        return layers * self.layers + reads * self.read + outcomes * self.compare
 
 
 @torch.no_grad()
 def timed(parts: Parts, sheets: Sequence[Sheet], device: str) -> Rate:
-    """Time some text on its way through a model, and its head; the first pass is not counted."""
+    """Time some text on its way through a model, and its head."""
     tokens = next(sheet.tokens for sheet in sheets)
     tokens = tokens[: max(1, SAMPLE // tokens.shape[1])]
-    effort = effort_of(parts)
-    read = min(POSITIONS, tokens.numel(), max(1, LOGITS // parts.model.config.vocab_size))
-    pass_through(parts, tokens, read)
-    both: list[float] = []
-    head: list[float] = []
-    for _ in range(2):
-        both.append(seconds_of(lambda: pass_through(parts, tokens, read), device))
-        head.append(seconds_of(lambda: pass_through(parts, tokens, read, layers=False), device))
-    layers = max(min(both) - min(head), 1e-9)
-    return Rate(layers / (tokens.numel() * sum(effort.layers)), min(head) / (read * effort.compare))
+    read = min(POSITIONS, max(1, LOGITS // parts.model.config.vocab_size))
+
+    def seconds(work: Callable[[], None]) -> float:
+        return median_seconds(work, device, runs=PASSES, patience=PATIENCE)
+
+    layers = seconds(lambda: pass_through(parts, tokens))
+    return Rate(
+        layers / (tokens.numel() * sum(effort_of(parts).layers)),
+        seconds(lambda: read_out(parts, tokens, read, compare=False)) / read,
+        seconds(lambda: read_out(parts, tokens, read, compare=True)) / read,
+    )
 
 
 def tell_choice(spec: DiagnosticsSpec, took: float, budget: float | None) -> None:

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import hybridize
-from hybridize.assembler.machine import pick_device
+from hybridize.assembler.machine import use_device
 from hybridize.assembler.precision import AUTO
 from hybridize.console import token_progress
 from hybridize.diagnostics.budget import BUDGET
@@ -67,7 +67,7 @@ def run(
     found = find_target(target, wanted, built=built, offline=offline)
     folder = out or Path("out") / "diagnosis" / found.name
     check_writable(folder)
-    where = pick_device(device)
+    where = use_device(device)
     with token_progress("diagnosing", "layer-tokens") as tell:
         traces = diagnose(
             found.recipe,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hybridize.diagnostics.variants import Variant
 
 # For each token of the vocabulary, measured on processors: softmax and entropy; a divergence.
-SOFTMAX, DIVERGENCE = 100, 200
+SOFTMAX, DIVERGENCE = 250, 200
 # Of a ridge map, in float64: sums over tokens; decomposition and lambdas, over cubes of the width.
 FIT_TOKENS, FIT_CUBES = 6, 80
 

@@ -27,7 +27,7 @@ from hybridize.errors import CheckFailed
 
 LOGIT, RIDGE = "logit", "ridge"
 LENSES = (LOGIT, RIDGE)
-LOGITS = 1 << 24  # numbers that are held at a time: a vocabulary is wide
+LOGITS = 1 << 25  # numbers that are held at a time: a vocabulary is wide
 
 Progress = Callable[[int, int], None]  # multiplications done, and in all
 
@@ -117,21 +117,34 @@ def sweep(
 
 
 @torch.no_grad()
-def pass_through(parts: Parts, tokens: Tensor, positions: int, *, layers: bool = True) -> None:
-    """What a sweep does with text, once, to be timed: through the layers, and a read-out."""
+def pass_through(parts: Parts, tokens: Tensor) -> None:
+    """What a sweep does with text in layers, once, to be timed."""
     model = parts.model
     with parts.embedding():
         stream = Stream(model, tokens.to(model.device), None)
     hidden = stream.first
-    for index in range(len(model.model.layers) if layers else 0):
+    for index in range(len(model.model.layers)):
         with parts.slot(index):
             hidden = stream.run_slot(index, stream.cross(index, hidden))
+
+
+@torch.no_grad()
+def read_out(parts: Parts, tokens: Tensor, positions: int, *, compare: bool) -> None:
+    """What a sweep does with so many positions of text in the head, once, to be timed.
+
+    Args:
+        compare: as an outcome beside another one; else as what a lens reads.
+    """
+    model = parts.model
+    with parts.embedding():
+        stream = Stream(model, tokens.to(model.device), None)
     width = model.config.donor_config(model.config.head).hidden_size
-    states = hidden.reshape(-1, hidden.shape[-1])[:positions]
-    shown = states.new_zeros(len(states), width) if states.shape[-1] != width else states
     with parts.head():
-        logp = measures.log_softmax(stream.logits(shown[None])[0])
-        measures.jensen_shannon(logp, logp.flip(0))
+        logp = measures.log_softmax(stream.logits(stream.first.new_ones(1, positions, width))[0])
+        if compare:
+            measures.jensen_shannon(logp, logp.flip(0))
+        else:
+            measures.entropy(logp)
 
 
 def _groups(

@@ -8,11 +8,16 @@ woken at each of the many small loops of a step, which an idle processor is slow
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import MutableMapping
+from pathlib import Path
 
 SPINS = "1000"  # turns of the loop, then asleep: as fast as more where cores are free
 FREE = 0.5  # of the cores, at most in use for that
+LOAD = Path("/proc/loadavg")  # its fourth word begins with the number of threads that run now
+LOOKS, BETWEEN = 10, 0.002  # at it, and seconds after each
 
 
 def choose_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -26,7 +31,22 @@ def choose_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def is_free() -> bool:
-    """Whether half of this machine's cores have had nothing to do for a minute."""
+    """Whether half of this machine's cores have had nothing to do for a minute, or have nothing now.
+
+    The minute before may have been that of a command before this one.
+    """
     if not hasattr(os, "getloadavg"):
         return False
-    return os.getloadavg()[0] <= FREE * (os.cpu_count() or 1)
+    most = FREE * (os.cpu_count() or 1)
+    return os.getloadavg()[0] <= most or running_now() <= most
+
+
+def running_now() -> float:
+    """How many threads beside this one run or want to, a moment's mean; Linux alone says so."""
+    if not LOAD.is_file():
+        return math.inf
+    found = []
+    for _ in range(LOOKS):
+        found.append(int(LOAD.read_text().split()[3].split("/")[0]) - 1)
+        time.sleep(BETWEEN)
+    return sum(found) / LOOKS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hybridize.assembler.machine import pick_device
+from hybridize.assembler.machine import use_device
 from hybridize.assembler.precision import AUTO
 from hybridize.console import token_progress
 from hybridize.diagnostics.recommendation.outcome import comments, reasons
@@ -44,7 +44,7 @@ def run(
     if write is not None:
         check_writable(write.parent)
     wanted = with_options(load_recipe(recipe), Options(text=text, seeds=seeds, tokens=tokens))
-    where = pick_device(device)
+    where = use_device(device)
     found = recommend(
         wanted,
         device=where,

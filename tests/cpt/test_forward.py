@@ -9,10 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hybridize.cpt import forward as forwards
 from hybridize.cpt.data.blocks import IGNORED
-from hybridize.cpt.forward import Forward, checkpoint_slots, compile_slots, narrow_norms
+from hybridize.cpt.forward import (
+    Forward,
+    checkpoint_slots,
+    compile_slots,
+    narrow_norms,
+    share_masks,
+)
 from hybridize.cpt.isolation import isolates
 from hybridize.cpt.policy import Entry, resolve
 from hybridize.cpt.stack import read_stack
@@ -241,3 +248,36 @@ def test_documents_of_a_batch_do_not_see_each_other(
     assert len(logits[0]) == 7
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-6)
     assert float(logits[0].std()) > 0.1
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_layers_share_one_mask_of_numbers(
+    tmp_path: Path, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where documents are kept apart: same loss and gradients, one mask kept for the way back."""
+    save_donor(tmp_path, "llama", dtype=torch.bfloat16 if half else torch.float32)
+    tuned, forward = opened(tmp_path, "full")
+    ids, labels = torch.cat([rows()[0]] * 2, 1), torch.cat([rows()[1]] * 2, 1)
+    positions = torch.arange(12).repeat(2)[None].expand(2, -1)
+
+    def run() -> tuple[Tensor, list[Tensor], set[int]]:
+        kept: set[int] = set()
+
+        def keep(tensor: Tensor) -> Tensor:
+            if tensor.shape[-2:] == (24, 24):
+                kept.add(tensor.untyped_storage().data_ptr())
+            return tensor
+
+        tuned.model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = forward(ids, labels, positions)["loss"]
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), [p.grad for p in tuned.model.parameters() if p.grad is not None], kept
+
+    loss, gradients, kept = run()
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", ALL_ATTENTION_FUNCTIONS["sdpa"])
+    share_masks()
+    shared = run()
+    assert torch.equal(loss, shared[0])
+    assert all(torch.equal(a, b) for a, b in zip(gradients, shared[1], strict=True))
+    assert len(shared[2]) == 1 < len(kept)

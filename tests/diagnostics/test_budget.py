@@ -36,9 +36,9 @@ def test_what_a_recipe_says_is_not_chosen() -> None:
 
 def test_seconds_are_those_of_layers_and_head() -> None:
     effort = Effort((10, 10), read=100, compare=1000, width=4)
-    rate = Rate(layers=1.0, head=0.01)
+    rate = Rate(layers=1.0, read=0.01, compare=0.1)
     found = rate.seconds(lambda e: 7 * sum(e.layers) + 3 * e.read + 2 * e.compare, effort)
-    assert found == pytest.approx(140 + 0.01 * 2300)
+    assert found == pytest.approx(140 + 3 * 0.01 + 2 * 0.1)
 
 
 def test_few_layers_take_less_effort() -> None:
@@ -113,11 +113,11 @@ def test_flags_repeat_what_was_chosen_and_finer_values_are_those_of_a_whole_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_trained(tmp_path / "donor", damaged=(2,))
-    monkeypatch.setattr(diagnosis, "timed", lambda *_: Rate(layers=1e3, head=1e3))
+    monkeypatch.setattr(diagnosis, "timed", lambda *_: Rate(1e3, 1e3, 1e3))
     chosen, said = diagnose(tmp_path)  # the machine is far too slow for anything
     assert "more than the budget of 10 min" in said
     assert "--perturbed 320 --seeds 2" in said
-    monkeypatch.setattr(diagnosis, "timed", lambda *_: Rate(layers=0, head=0))
+    monkeypatch.setattr(diagnosis, "timed", lambda *_: Rate(0, 0, 0))
     again, _ = diagnose(tmp_path, "--perturbed", "320", "--seeds", "2")
     assert again == chosen
     refined = chosen.settings.refined
