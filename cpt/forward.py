@@ -246,7 +246,8 @@ def _attend(
     return sdpa_attention_forward(module, query, key, value, mask, **options)
 
 
-_masks: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()  # boolean -> numbers, while it is in use
+# Boolean mask -> its numbers, while it is in use.
+_masks: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
 
 
 def _numbers(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -31,7 +31,7 @@ def choose_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def is_free() -> bool:
-    """Whether half of this machine's cores have had nothing to do for a minute, or have nothing now.
+    """Whether half of the cores have had nothing to do for a minute, or have nothing to do now.
 
     The minute before may have been that of a command before this one.
     """
