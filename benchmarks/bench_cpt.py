@@ -1,13 +1,15 @@
 """What freezing saves in time and memory, beside what the forecast says.
 
     python benchmarks/bench_cpt.py [--runs 3] [--steps 8] [--quick] [--json FILE] [--folder FOLDER]
+    python benchmarks/bench_cpt.py --trainer [--device cuda] [--width 2048]
 
 Writes a Llama of 40 M parameters in bf16 with a tokenizer, builds it with a bridge at half depth,
 and trains it by `hybridize cpt` under several policies, each in a process of its own, in turn:
 4,096 tokens a step, 1,024 at a time, on two threads. Tokens per second are the median of a
 process's steps without the first two, as its metrics.jsonl has them; peak memory is the process's
 own. Figures are medians of the runs; ratios are taken within a turn. Then the same model in fp32,
-8 rows of 512, a quarter of its layers learning: beside plain Trainer (plain_trainer.py), in turn.
+8 rows of 512, a quarter of its layers learning: beside plain Trainer (plain_trainer.py), in turn;
+with `--trainer` that alone, also on a GPU, where memory is what torch holds there at most.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hybridize.corpus import reference_texts
 
 THREADS = 2
-LAYERS, WIDTH, INNER = 12, 512, 1280
+LAYERS, WIDTH, INNER = 12, 512, 2.5
 BATCH, AT_ONCE, LENGTH = 16, 4, 256
 ROWS, LONG = 8, 512  # of a step beside plain Trainer
 VOCABULARY = 4096  # of the model; its tokenizer has half as many
@@ -65,7 +67,8 @@ from hybridize.cli import main
 try:
     main(sys.argv[1:])
 finally:
-    print(json.dumps({"before": before, "peak": peak()}), file=sys.stderr)
+    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
+    print(json.dumps({"before": before, "peak": on_gpu or peak()}), file=sys.stderr)
 """
 
 
@@ -76,8 +79,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small model, one run: a try")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--folder", type=Path, help="where the model goes")
+    parser.add_argument("--trainer", action="store_true", help="beside plain Trainer alone")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="with --trainer")
+    parser.add_argument("--width", type=int, default=WIDTH, help="with --trainer")
     arguments = parser.parse_args()
     runs = 1 if arguments.quick else arguments.runs
+    if arguments.trainer:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+            os.environ["HYBRIDIZE_CACHE"] = str(Path(name) / "cache")
+            ratios = trainer_ratios(against_trainer(Path(name) / "fp32", runs, arguments))
+        show_trainer(ratios, trainer_bars(ratios))
+        return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         os.environ["HYBRIDIZE_CACHE"] = str(folder / "cache")
@@ -102,15 +114,23 @@ def main() -> None:
 # ---- The model and its recipes ------------------------------------------------------------------
 
 
-def make_model(folder: Path, dtype: torch.dtype, length: int, *, bridged: bool, quick: bool) -> int:
+def make_model(
+    folder: Path,
+    dtype: torch.dtype,
+    length: int,
+    *,
+    bridged: bool,
+    quick: bool,
+    width: int = WIDTH,
+) -> int:
     """A Llama, its text, and the model that is built of it; the number of parameters."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     texts = reference_texts()
     reader = tokenizer(texts)
-    shrink = 4 if quick else 1
+    width = width // 4 if quick else width
     config = LlamaConfig(
-        hidden_size=WIDTH // shrink, intermediate_size=INNER // shrink, num_hidden_layers=LAYERS,
+        hidden_size=width, intermediate_size=int(INNER * width), num_hidden_layers=LAYERS,
         num_attention_heads=8, num_key_value_heads=8, vocab_size=VOCABULARY,
         max_position_embeddings=length, tie_word_embeddings=False, dtype=dtype,
     )  # fmt: skip
@@ -165,14 +185,16 @@ def against_trainer(
     folder: Path, runs: int, arguments: argparse.Namespace
 ) -> list[dict[str, dict[str, float]]]:
     """The same training by `hybridize cpt` and by plain Trainer, in turn, on a model in fp32."""
-    make_model(folder, torch.float32, LONG, bridged=False, quick=arguments.quick)
+    width, device = arguments.width, arguments.device
+    make_model(folder, torch.float32, LONG, bridged=False, quick=arguments.quick, width=width)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(unbridged(arguments.steps)))
     script = Path(__file__).with_name("plain_trainer.py")
     options = f"--learns {LAYERS // 4} --batch {ROWS} --length {LONG} --steps {arguments.steps}"
+    options += f" --device {device}"
     command = [sys.executable, str(script), str(folder / "llama"), *options.split()]
     pairs = []
     for turn in range(runs):
-        ours = train(folder / "recipe.yaml", folder)
+        ours = train(folder / "recipe.yaml", folder, device)
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         pairs.append({"ours": ours, "trainer": json.loads(done.stdout.splitlines()[-1])})
         print(f"pair {turn + 1} of {runs} done", file=sys.stderr)
@@ -211,11 +233,11 @@ def trainer_bars(found: dict[str, float]) -> list[Bar]:
     ]
 
 
-def train(recipe: Path, folder: Path) -> dict[str, float]:
+def train(recipe: Path, folder: Path, device: str = "cpu") -> dict[str, float]:
     """One training: tokens per second, peak bytes, and those of the imports alone."""
     out = folder / "trained"
     arguments = ["cpt", str(recipe), "--built", str(folder / "built"), "--out", str(out)]
-    command = [sys.executable, "-c", CHILD, *arguments, "--device", "cpu", "--offline"]
+    command = [sys.executable, "-c", CHILD, *arguments, "--device", device, "--offline"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -281,13 +303,16 @@ def show(found: dict[str, Any], bars: Sequence[Bar], runs: int) -> None:
             f"{of['told_flops_ratio']:7.2f}{of['peak'] / 1e6:9.0f}{of['memory_ratio']:8.2f}"
             f"{of['own_memory_ratio']:14.2f}{of['told_memory_ratio']:10.2f}"
         )
-    trainer = found["trainer"]
+    print(f"\nimports alone: {found['policies'][FULL]['before'] / 1e6:.0f} MB")
+    show_trainer(found["trainer"], bars)
+
+
+def show_trainer(found: dict[str, float], bars: Sequence[Bar]) -> None:
     print(
-        f"\nfp32, {ROWS} rows of {LONG}, a quarter learns: {trainer['ours']:.0f} tokens/s, plain "
-        f"Trainer {trainer['trainer']:.0f}: {trainer['tokens_per_second_ratio']:.2f}x, memory "
-        f"{trainer['peak_ratio']:.2f}x"
+        f"\nfp32, {ROWS} rows of {LONG}, a quarter learns: {found['ours']:.0f} tokens/s, plain "
+        f"Trainer {found['trainer']:.0f}: {found['tokens_per_second_ratio']:.2f}x, memory "
+        f"{found['peak_ratio']:.2f}x\n"
     )
-    print(f"\nimports alone: {found['policies'][FULL]['before'] / 1e6:.0f} MB\n")
     for bar in bars:
         verdict = "held  " if bar.held else "MISSED"
         print(f"{verdict}  {bar.what}: {bar.measured:.3g} {bar.unit} (bar {bar.limit:g})")

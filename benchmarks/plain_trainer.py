@@ -3,7 +3,7 @@
     python benchmarks/plain_trainer.py MODEL --learns 3 --steps 8 --batch 8 --length 512
 
 Prints tokens per second (median of the steps without the first two), the peak memory of the process
-and what the imports take of it.
+and what the imports take of it; with `--device cuda`, the peak of what torch holds on the GPU.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class Clock(TrainerCallback):
         self.began = time.monotonic()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.took.append(time.monotonic() - self.began)
 
 
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     arguments = parser.parse_args()
     before, clock = peak_memory(), Clock()
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="auto")
@@ -68,7 +71,8 @@ def main() -> None:
         layer.requires_grad_(True)
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
-            output_dir=folder, max_steps=arguments.steps, use_cpu=True, disable_tqdm=True,
+            output_dir=folder, max_steps=arguments.steps, disable_tqdm=True,
+            use_cpu=arguments.device == "cpu",
             per_device_train_batch_size=arguments.batch, save_strategy="no", report_to="none",
             logging_steps=1, learning_rate=1e-4,
         )  # fmt: skip
@@ -78,7 +82,8 @@ def main() -> None:
         Trainer(model=model, args=settings, train_dataset=rows, callbacks=[clock]).train()
     tokens = arguments.batch * arguments.length
     speed = tokens / statistics.median(clock.took[SKIPPED:])
-    print(json.dumps({"tokens_per_second": speed, "before": before, "peak": peak_memory()}))
+    peak = torch.cuda.max_memory_allocated() if arguments.device == "cuda" else peak_memory()
+    print(json.dumps({"tokens_per_second": speed, "before": before, "peak": peak}))
 
 
 if __name__ == "__main__":
