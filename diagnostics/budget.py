@@ -41,6 +41,11 @@ def choices(spec: DiagnosticsSpec) -> list[DiagnosticsSpec]:
     if not spec.by_budget:
         parts = spec.parts or ["layer", "mixer", "mlp"]
         return [spec.model_copy(update={"parts": parts, "seeds": seeds_of(spec)})]
+    return fewer(spec)
+
+
+def fewer(spec: DiagnosticsSpec) -> list[DiagnosticsSpec]:
+    """The settings themselves, and then with less of what they do not say: text, and draws."""
     numbers = [None, *PERTURBED] if spec.perturbed is None else [spec.perturbed]
     fewer = [SEEDS, SEEDS - 1] if spec.seeds is None else [spec.seeds]
     pairs = [(number, fewer[0]) for number in numbers] + [(numbers[-1], s) for s in fewer[1:]]

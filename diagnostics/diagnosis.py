@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +34,7 @@ from hybridize.diagnostics.sheets import (
     Points,
     Sheet,
     lens_sheets,
+    share_of,
     task_sheets,
     text_sheets,
 )
@@ -110,7 +110,7 @@ def diagnose(
         material,
         subjects,
         readers,
-        spec=recipe.recipe.diagnostics,
+        options=choices(recipe.recipe.diagnostics),
         device=device,
         streamed=streamed,
         memory=memory,
@@ -125,7 +125,7 @@ def diagnose_on(
     subjects: Sequence[Subject],
     readers: Sequence[Reader],
     *,
-    spec: DiagnosticsSpec,
+    options: Sequence[DiagnosticsSpec],
     device: str,
     streamed: bool,
     memory: int | None,
@@ -133,15 +133,20 @@ def diagnose_on(
     budget: float | None = None,
     progress: Progress,
 ) -> list[Trace]:
-    """`diagnose` on text and probes that are gathered already."""
+    """`diagnose` on text and probes that are gathered already.
+
+    Args:
+        options: settings, the best first, of which the first that is within the budget is used.
+    """
     pairs = list(zip(subjects, readers, strict=True))
 
     def prepared(settled: DiagnosticsSpec) -> list[_Diagnosis]:
         return [_Diagnosis(subject, reader, material, settled) for subject, reader in pairs]
 
-    works = prepared(_settled(spec, prepared, budget, device, streamed=streamed, compute=compute))
+    settled = _settled(options, prepared, budget, device, streamed=streamed, compute=compute)
+    works = prepared(settled)
     # What a recipe or flags say is measured, however long it takes.
-    limit = budget if len(choices(spec)) > 1 else None
+    limit = budget if len(options) > 1 else None
     total, before, traces = sum(work.amount for work in works), 0, []
     for work in works:
 
@@ -164,7 +169,7 @@ def diagnose_on(
 
 
 def _settled(
-    spec: DiagnosticsSpec,
+    options: Sequence[DiagnosticsSpec],
     prepared: Callable[[DiagnosticsSpec], list[_Diagnosis]],
     budget: float | None,
     device: str,
@@ -173,7 +178,6 @@ def _settled(
     compute: str,
 ) -> DiagnosticsSpec:
     """The settings that are used; where there is a budget, what they will take is told."""
-    options = choices(spec)
     if budget is None:
         return options[0]
     first = prepared(options[0])
@@ -246,9 +250,8 @@ class _Diagnosis:
         # A map wants about as many tokens as the stream has dimensions.
         self.lens_tokens = max(LENS_TOKENS, *(slot.width for slot in self.slots))
         self.sheets = lens_sheets(reader, material.windows, num_tokens=self.lens_tokens)
-        text = sum(part.domain.tokens for part in material.windows)
         for part in material.windows:
-            share = spec.perturbed and math.ceil(spec.perturbed * part.domain.tokens / text)
+            share = share_of(spec.perturbed, part, material.windows)
             points, sheets = text_sheets(reader, part, len(self.points), perturbed=share)
             self.points.append(points)
             self.sheets += sheets

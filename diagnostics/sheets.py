@@ -5,6 +5,7 @@ Rows are padded on the right without a mask: in a causal model no position sees 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -110,6 +111,12 @@ def task_sheets(
         )
     targets = torch.tensor([q.target for q in questions], dtype=torch.long)
     return Points(items.name, "task", torch.arange(len(questions)), targets), sheets
+
+
+def share_of(tokens: int | None, part: Windows, windows: Sequence[Windows]) -> int | None:
+    """What falls to a domain of the tokens that are perturbed in all; None: all there are."""
+    whole = sum(each.domain.tokens for each in windows)
+    return None if tokens is None else math.ceil(tokens * part.domain.tokens / whole)
 
 
 def text_sheets(

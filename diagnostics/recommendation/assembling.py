@@ -21,7 +21,7 @@ from hybridize.assembler.stack import TOKENS_PER_INPUT
 from hybridize.assembler.windows import Domain, Reader, Windows, cut
 from hybridize.diagnostics import scoring
 from hybridize.diagnostics.diagnosis import Material
-from hybridize.diagnostics.sheets import Points, Sheet, lens_sheets, text_sheets
+from hybridize.diagnostics.sheets import Points, Sheet, lens_sheets, share_of, text_sheets
 from hybridize.diagnostics.sweep import sweep
 from hybridize.diagnostics.trace import Boundary, Curve, Flow, Trace
 from hybridize.diagnostics.variants import Variant
@@ -62,6 +62,7 @@ class Workshop:
         weights: of all donors.
         material: text for the diagnosis of the result.
         traces: of the donors alone.
+        perturbed: tokens of the text that run through perturbed layers; None: all.
     """
 
     def __init__(
@@ -71,11 +72,12 @@ class Workshop:
         traces: Sequence[Trace],
         *,
         variants: Sequence[Variant],
+        perturbed: int | None,
         memory: int | None,
         offline: bool,
     ) -> None:
         self.weights, self.material, self.memory = weights, material, memory
-        self.variants, self.offline = variants, offline
+        self.variants, self.perturbed, self.offline = variants, perturbed, offline
         self._own_growth = {
             (trace.model.name, layer): growth
             for trace in traces
@@ -84,8 +86,8 @@ class Workshop:
         self._windows: list[Windows] | None = None
         self._donors: dict[str, Losses] | None = None
 
-    def measure(self, plan: Plan, progress: Progress) -> Measured:
-        """Assemble the stack of a plan, fit its bridges, measure and diagnose it."""
+    def assemble(self, plan: Plan, progress: Progress) -> tuple[Models, dict[str, Any]]:
+        """The stack of a plan, its bridges fitted, and what was measured of them."""
         assert plan.calibration is not None
         readers = {
             name: reader_of(plan.donors[name], tokenizer_of(donor), self.weights.device)
@@ -103,20 +105,29 @@ class Workshop:
             donors=self._donors,
         )
         self._donors = fit["losses"]["donors"]
+        return models, fit
+
+    def diagnose(
+        self, plan: Plan, models: Models, fit: dict[str, Any], progress: Progress
+    ) -> Measured:
+        """What an assembled stack is, see `assemble`."""
+        reader = _reader(plan, self.weights.device)
+        windows = self.material.windows
         points: list[Points] = []
         sheets: list[Sheet] = []
-        for part in self.material.windows:
-            some, rows = text_sheets(reader, part, len(points))
+        for part in windows:
+            share = share_of(self.perturbed, part, windows)
+            some, rows = text_sheets(reader, part, len(points), perturbed=share)
             points.append(some)
             sheets += rows
-        sheets += lens_sheets(reader, self.material.windows)
+        sheets += lens_sheets(reader, windows)
         swept = sweep(
             Parts(models.hybrid),
             sheets,
             points,
             self.variants,
             memory=self.memory or free_share(self.weights.device),
-            progress=lambda *_: None,
+            progress=progress,
         )
         curve = scoring.curves_of(points, swept, self.variants)[0]
         flow = scoring.flow_of(swept)

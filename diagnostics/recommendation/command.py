@@ -8,6 +8,7 @@ from pathlib import Path
 from hybridize.assembler.machine import use_device
 from hybridize.assembler.precision import AUTO
 from hybridize.console import token_progress
+from hybridize.diagnostics.budget import BUDGET
 from hybridize.diagnostics.recommendation.outcome import comments, reasons
 from hybridize.diagnostics.recommendation.recipe_writing import recipe_yaml
 from hybridize.diagnostics.recommendation.recommending import Recommendation, recommend
@@ -15,7 +16,7 @@ from hybridize.diagnostics.target import Options, with_options
 from hybridize.errors import HybridizeError
 from hybridize.publishing import check_writable, publish
 from hybridize.recipe import load_recipe
-from hybridize.recipe_fields import parse_size
+from hybridize.recipe_fields import parse_size, parse_time
 
 
 def run(
@@ -26,6 +27,8 @@ def run(
     text: Sequence[str] = (),
     seeds: int | None = None,
     tokens: int | None = None,
+    perturbed: int | None = None,
+    budget: str | None = None,
     stream: bool = False,
     device: str = "auto",
     compute_dtype: str = AUTO,
@@ -43,7 +46,8 @@ def run(
         )
     if write is not None:
         check_writable(write.parent)
-    wanted = with_options(load_recipe(recipe), Options(text=text, seeds=seeds, tokens=tokens))
+    options = Options(text=text, seeds=seeds, tokens=tokens, perturbed=perturbed)
+    wanted = with_options(load_recipe(recipe), options)
     where = use_device(device)
     found = recommend(
         wanted,
@@ -51,6 +55,7 @@ def run(
         streamed=stream,
         memory=parse_size(memory, "--memory") if memory else None,
         compute=compute_dtype,
+        budget=BUDGET if budget is None else parse_time(budget, "--budget"),
         offline=offline,
         tell=token_progress,
     )

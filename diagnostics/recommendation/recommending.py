@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from hybridize.assembler.lineage import Lineages
 from hybridize.assembler.loading import Weights
 from hybridize.assembler.plan import Plan, make_plan
 from hybridize.assembler.precision import AUTO
-from hybridize.diagnostics.budget import seeds_of
+from hybridize.diagnostics.budget import BUDGET, fewer, seeds_of
 from hybridize.diagnostics.diagnosis import Material, diagnose_on, gather_material
 from hybridize.diagnostics.recommendation.assembling import Measured, Workshop
 from hybridize.diagnostics.recommendation.candidates import (
@@ -158,6 +157,7 @@ def recommend(
     streamed: bool,
     memory: int | None,
     compute: str = AUTO,
+    budget: float = BUDGET,
     offline: bool,
     tell: Tell,
 ) -> Recommendation:
@@ -166,13 +166,15 @@ def recommend(
     Args:
         streamed: read the donors' layers one by one while they are diagnosed.
         compute: dtype that models compute in, or `auto`, see `precision.compute_dtype`.
+        budget: seconds for the diagnosis of donors, by which it is chosen how much of the text is
+            perturbed, where recipe and options do not say.
         tell: makes a progress bar of a label.
 
     Raises:
         HybridizeError: donors or text cannot be read, or no stack obeys the rules.
     """
     rules, subjects = find_candidates(recipe, offline=offline)
-    machine = _Machine(device, streamed, memory, compute, offline, tell)
+    machine = _Machine(device, streamed, memory, compute, budget, offline, tell)
     evidence = _gather_evidence(recipe, subjects, machine)
     scores = scores_of(evidence.traces, rules)
     ranked = place(rules, scores, evidence.apart.seam, count=CONSIDERED)
@@ -208,13 +210,14 @@ class _Machine:
     streamed: bool
     memory: int | None
     compute: str
+    budget: float
     offline: bool
     tell: Tell
 
 
 @dataclass(frozen=True)
 class _Evidence:
-    """What was measured of the donors."""
+    """What was measured of the donors; `spec`: how much of it."""
 
     donors: dict[str, Donor]
     spec: DiagnosticsSpec
@@ -234,17 +237,18 @@ def _gather_evidence(
     spec = _spec(recipe, donors)
     asked = RecipeFile(recipe.recipe.model_copy(update={"diagnostics": spec}), recipe.document)
     material = gather_material(asked, subjects, readers[0], offline=machine.offline)
+    said = {"tokens", "perturbed"} & recipe.recipe.diagnostics.model_fields_set
     with machine.tell("diagnosing donors, layer by layer") as progress:
         traces = diagnose_on(
             material,
             subjects,
             readers,
-            spec=spec,
+            options=[spec] if said else fewer(spec),
             device=machine.device,
             streamed=machine.streamed,
             memory=machine.memory,
             compute=machine.compute,
-            budget=math.inf,  # timed and told, and nothing left out
+            budget=machine.budget,
             progress=progress,
         )
     with machine.tell("comparing streams") as progress:
@@ -258,7 +262,10 @@ def _gather_evidence(
             related=Lineages(donors).related,
             progress=progress,
         )
-    return _Evidence(donors, spec, material, traces, apart)
+    settings = traces[0].settings
+    seeds = max(perturbation.seeds for perturbation in settings.perturbations)
+    settled = spec.model_copy(update={"perturbed": settings.perturbed, "seeds": seeds})
+    return _Evidence(donors, settled, material, traces, apart)
 
 
 def _spec(recipe: RecipeFile, donors: Mapping[str, Donor]) -> DiagnosticsSpec:
@@ -284,6 +291,7 @@ class _Check:
             evidence.material,
             evidence.traces,
             variants=all_variants([first], parts=["layer"], seeds=seeds_of(spec)),
+            perturbed=spec.perturbed,
             memory=machine.memory,
             offline=machine.offline,
         )
@@ -303,7 +311,10 @@ class _Check:
         try:
             plan = _plan(self.recipe, placement.runs, offline=self.machine.offline)
             with self.machine.tell(f"assembling {label}: {placement}") as progress:
-                return Candidate(label, placement, self.shop.measure(plan, progress))
+                models, fit = self.shop.assemble(plan, progress)
+            with self.machine.tell(f"diagnosing {label}") as progress:
+                measured = self.shop.diagnose(plan, models, fit, progress)
+            return Candidate(label, placement, measured)
         except HybridizeError as error:
             reason = "; ".join(finding.found for finding in error.findings)
             return Candidate(label, placement, None, reason)
