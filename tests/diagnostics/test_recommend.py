@@ -16,6 +16,9 @@ from click.testing import CliRunner
 from hybridize.assembler.comparison import mean_gap
 from hybridize.assembler.plan import make_plan
 from hybridize.cli import main
+from hybridize.diagnostics import diagnosis
+from hybridize.diagnostics.budget import Rate
+from hybridize.diagnostics.recommendation import assembling, recommending
 from hybridize.diagnostics.recommendation.candidates import worthless
 from hybridize.diagnostics.recommendation.outcome import verdict
 from hybridize.diagnostics.recommendation.placement import Estimate, Placement, Run, Spot
@@ -24,6 +27,7 @@ from hybridize.diagnostics.target import Options, with_options
 from hybridize.recipe import load_recipe
 from tests.assembler.readers import save_reader, write_text
 from tests.assembler.stacks import build_in, write_recipe
+from tests.assembler.test_heads import base_alone
 from tests.diagnostics.donors import DEPTH, save_trained
 
 SMALL: dict[str, Any] = {
@@ -246,6 +250,61 @@ def outcome(**stretches: list[float]) -> Any:
 BAD = [120.0 + i for i in range(10)]
 GOOD = [nats - 10 - i % 3 for i, nats in enumerate(BAD)]
 ALIKE = [nats + (-1) ** i for i, nats in enumerate(GOOD)]
+
+
+def test_a_donor_that_changes_meanwhile_gives_no_recommendation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        save_trained(tmp_path / name)
+    real = recommending._Check.best_of
+
+    def meddled(check: Any, ranked: Any) -> list[Candidate]:
+        found = real(check, ranked)
+        config = tmp_path / "one/config.json"
+        config.write_text(config.read_text() + "\n")
+        return found
+
+    monkeypatch.setattr(recommending._Check, "best_of", meddled)
+    target = tmp_path / "placed.yaml"
+    file = str(recipe(tmp_path, "one", "two"))
+    done = CliRunner().invoke(main, ["recommend", file, "--write", str(target), "--offline"])
+    assert done.exit_code == 2
+    assert "config.json: changed while it was in use" in done.stderr
+    assert not target.exists()
+
+
+def test_a_donor_without_a_head_cannot_be_placed(tmp_path: Path) -> None:
+    """Its layers are worth what the loss of the donor alone says, and it has none."""
+    save_trained(tmp_path / "one")
+    base_alone(tmp_path / "base")
+    file = str(recipe(tmp_path, "one", "base"))
+    done = CliRunner().invoke(main, ["recommend", file, "--offline"])
+    assert done.exit_code == 2
+    assert "'base' has no output head, and so no loss" in done.stderr
+
+
+def test_a_budget_chooses_how_much_is_perturbed_in_donors_and_placements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        save_trained(tmp_path / name)
+    monkeypatch.setattr(diagnosis, "timed", lambda *_: Rate(1e3, 1e3, 1e3))
+    perturbed: list[int] = []
+    real = assembling.sweep
+
+    def noted(parts: Any, sheets: Any, *args: Any, **options: Any) -> Any:
+        perturbed.append(sum(int(s.lengths.sum()) for s in sheets if s.perturbed))
+        return real(parts, sheets, *args, **options)
+
+    monkeypatch.setattr(assembling, "sweep", noted)
+    file = recipe(tmp_path, "one", "two", diagnostics={"length": 64})
+    done = CliRunner().invoke(main, ["recommend", str(file), "--json", "--offline"])
+    assert done.exit_code == 0, done.stderr
+    assert "perturbing 320 tokens with 2 seeds: " in done.stderr
+    assert "more than the budget of 10 min" in done.stderr
+    assert perturbed
+    assert all(256 < tokens <= 320 + 64 for tokens in perturbed)  # whole stretches
 
 
 def test_the_measurement_overrules_the_score_where_it_is_certain() -> None:
