@@ -16,7 +16,7 @@ from hybridize.assembler.loading import Parts, Weights
 from hybridize.assembler.machine import free_share
 from hybridize.assembler.models import Models
 from hybridize.assembler.outputs import hybrid_config
-from hybridize.assembler.plan import HELD_OUT, TOKENS, Plan
+from hybridize.assembler.plan import HELD_OUT, Plan
 from hybridize.assembler.stack import TOKENS_PER_INPUT
 from hybridize.assembler.windows import Domain, Reader, Windows, cut
 from hybridize.diagnostics import scoring
@@ -136,12 +136,12 @@ class Workshop:
         return Measured(fit, curve, flow, scoring.boundary_of(curve, []), alarms)
 
     def _text(self, plan: Plan) -> list[Windows]:
-        """Text for all stacks, as much as the widest of all bridges may want."""
+        """Text for all stacks: what the widest of all bridges may want, and no more unasked."""
         if self._windows is None:
             widest = max(donor.anatomy.width for donor in self.weights.donors.values())
             needed = math.ceil(TOKENS_PER_INPUT * widest / (1 - HELD_OUT))
             assert plan.calibration is not None
-            tokens = plan.calibration.tokens or max(TOKENS, needed)
+            tokens = plan.calibration.tokens or needed
             self._windows = _windows(plan, tokens, self.weights.device, offline=self.offline)
         return self._windows
 

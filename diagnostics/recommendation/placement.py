@@ -81,6 +81,7 @@ class Seam(NamedTuple):
 
 
 Seams = Callable[[Spot, Spot], Seam]  # from the last layer below to the first one above
+Progress = Callable[[int, int], None]  # slots filled, and all of them
 
 
 @dataclass(frozen=True)
@@ -147,15 +148,20 @@ def z_scores(estimates: Mapping[Spot, Estimate]) -> tuple[dict[Spot, Estimate], 
     return found, scale
 
 
-def place(rules: Rules, scores: Scores, seams: Seams, *, count: int) -> list[Placement]:
+def place(
+    rules: Rules, scores: Scores, seams: Seams, *, count: int, progress: Progress | None = None
+) -> list[Placement]:
     """The best placements, best first: every donor of the candidates is used.
 
     A dynamic programme from the embedding upwards: of all beginnings that end with the same layer,
     after as many changes, the best few are followed up. The first run begins with its donor's
     first layer and the last one ends with its donor's last: neither embedding nor head is given
     a stream that its donor never had there.
+
+    Args:
+        progress: told the slots that are filled, and all of them: seams are compared meanwhile.
     """
-    return _Search(rules, scores, seams).best(count)
+    return _Search(rules, scores, seams).best(count, progress or (lambda *_: None))
 
 
 class _Path(NamedTuple):
@@ -179,12 +185,13 @@ class _Search:
             for spot in rules.allowed
         }
 
-    def best(self, count: int) -> list[Placement]:
+    def best(self, count: int, progress: Progress) -> list[Placement]:
         rules = self.rules
         starts = [Spot(d, 0) for d in rules.layers if Spot(d, 0) in rules.allowed]
         paths = [_Path(self._gain(0, s), (Run(s.donor, 0, 0),)) for s in starts]
         for slot in range(1, rules.depth):
             paths = self._prune(q for path in paths for q in self._next(path, slot))
+            progress(slot + 1, rules.depth)
         whole = [path for path in paths if self._is_whole(path)]
         whole.sort(key=lambda path: path.order)
         return [self._placement(path.runs) for path in whole[:count]]

@@ -55,7 +55,7 @@ CONSIDERED = 64  # placements whose scores are kept: a tie is looked for among t
 PATIENCE = 4  # times as many placements as asked for are tried, while none is sound
 SURE = 2.0  # standard errors by which a lead must exceed chance
 
-Tell = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
+Tell = Callable[..., AbstractContextManager[Callable[[int, int], None]]]  # of a label, and a unit
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,9 @@ def recommend(
     machine = _Machine(device, streamed, memory, compute, budget, offline, tell)
     evidence = _gather_evidence(recipe, subjects, machine)
     scores = scores_of(evidence.traces, rules)
-    ranked = place(rules, scores, evidence.apart.seam, count=CONSIDERED)
+    with tell("placing layers, seam by seam", "slots") as progress:
+        seams = evidence.apart.seam
+        ranked = place(rules, scores, seams, count=CONSIDERED, progress=progress)
     if not ranked:
         raise _nothing(recipe, rules)
     check = _Check(recipe, evidence, machine)

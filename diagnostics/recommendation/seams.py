@@ -64,28 +64,25 @@ class Apart:
                 for judge in self._judges
             ]
             return Seam(max(0.0, min(apart)), bridge=False)
-        basis, mean, coordinates, values = self._spaces(below.donor, x)
+        coordinates, values, insides = self._spaces(below.donor, x)
         looked = _directions(self._fit[above.donor][y].shape[1])
         target = self._fit[above.donor][y].double() @ looked
         offset = target.mean(0)
         with one_thread():
             projected = coordinates.T @ (target - offset)
-        judges = [
-            (
-                (judge[below.donor][x].double() - mean) @ basis,
-                judge[above.donor][y].double() @ looked,
-            )
-            for judge in self._judges
-        ]
-        best = -torch.inf
-        for shrink in LAMBDAS:
-            weight = projected / (values + shrink * values.mean())[:, None]
-            found = [_r2(inside @ weight + offset, wanted) for inside, wanted in judges]
-            best = max(best, min(found))
-        return Seam(best, bridge=True)
+        shrunk = (projected / (values + s * values.mean())[:, None] for s in LAMBDAS)
+        weights = torch.cat(list(shrunk), 1)  # of every lambda: in one product
+        found = []
+        for inside, judge in zip(insides, self._judges, strict=True):
+            wanted = judge[above.donor][y].double() @ looked
+            maps = (inside @ weights).view(len(wanted), len(LAMBDAS), -1) + offset
+            errors = (maps - wanted[:, None]).square().sum((0, 2))
+            found.append(1 - errors / (wanted - wanted.mean(0)).square().sum())
+        return Seam(float(torch.stack(found).min(0).values.max()), bridge=True)
 
-    def _space(self, donor: str, depth: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Principal directions (width, rank), mean, coordinates (tokens, rank), eigenvalues."""
+    def _space(self, donor: str, depth: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Coordinates along principal directions (tokens, rank), their eigenvalues, and the
+        coordinates of what judges, (tokens, rank) each."""
         states = self._fit[donor][depth].double()
         mean = states.mean(0)
         centred = states - mean
@@ -98,7 +95,8 @@ class Apart:
             else:
                 values, basis = torch.linalg.eigh(centred.T @ centred)
                 values = values.clamp(min=0)
-            return basis, mean, centred @ basis, values
+            judged = [(judge[donor][depth].double() - mean) @ basis for judge in self._judges]
+            return centred @ basis, values, judged
 
 
 def _r2(found: Tensor, wanted: Tensor) -> float:
