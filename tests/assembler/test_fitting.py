@@ -112,7 +112,9 @@ def test_a_twin_in_another_basis_is_recovered(
     (fit,) = built.fit["bridges"]
     assert fit["r2"]["text"] > 0.999999
     assert fit["rms_ratio"] == pytest.approx(1, abs=1e-4)
-    assert fit["init"] == ("procrustes" if init == "procrustes" else "ridge")
+    # To fill up with zeros, or to drop them, no fitted map does better than by rounding.
+    auto = "identity" if basis is padding else "ridge"
+    assert fit["init"] == {"auto": auto}.get(init, init)
     assert losses(built)["hybrid"]["text"]["per_byte"] == pytest.approx(
         losses(built)["donors"]["donor"]["text"]["per_byte"], abs=1e-5
     )
