@@ -16,7 +16,7 @@ TRIM_THRESHOLD, MMAP_MAX = -1, -4  # glibc's numbers of these parameters, see ma
 def use_device(asked: str) -> str:
     """The device that models run on; `auto` is a GPU where there is one.
 
-    On processors this process keeps the memory that it frees from now on.
+    On a CPU, this process keeps the memory that it frees from now on, see `keep_freed_memory`.
 
     Raises:
         HybridizeError: a GPU is asked for, and torch sees none.
@@ -31,15 +31,15 @@ def use_device(asked: str) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Give no memory back to the system, where the C library can be told so (glibc).
+    """Keep freed memory in this process instead of returning it to the system (glibc only).
 
-    Passes over a model ask for the same large blocks again and again. Fetched anew, each page of
-    them is found and cleared by the kernel: a tenth of the time of a pass on two cores.
+    Passes over a model allocate the same large blocks again and again. When these are returned, the
+    kernel has to find and clear every page of them anew: a tenth of a pass on two cores.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(MMAP_MAX, 0)  # no block of its own that is unmapped when it is freed
-        mallopt(TRIM_THRESHOLD, -1)  # no end of the heap that is handed back
+        mallopt(MMAP_MAX, 0)  # large blocks come from the heap, too
+        mallopt(TRIM_THRESHOLD, -1)  # and the heap never shrinks
 
 
 def gpu_generation() -> int:

@@ -147,6 +147,9 @@ def _serve() -> None:
 
     tell_by(tell_end)
     _import_quickly()
+    from hybridize.assembler.machine import keep_freed_memory
+
+    keep_freed_memory()
     for line in sys.stdin:
         request = json.loads(line)
         told = tell if request["progress"] else None
@@ -164,9 +167,6 @@ def _import_quickly() -> None:
     """The imports make a million objects that stay: to look for garbage among them is in vain."""
     gc.disable()
     from hybridize.assembler import requests  # noqa: F401
-    from hybridize.assembler.machine import keep_freed_memory
-
-    keep_freed_memory()
 
     gc.freeze()
     gc.enable()

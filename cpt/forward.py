@@ -221,10 +221,10 @@ def narrow_norms(tuned: Tuned) -> None:
 
 
 def share_masks() -> None:
-    """Let the layers of a batch attend by one mask of numbers, in this process.
+    """Let all layers use one floating-point attention mask for a batch, in this process.
 
-    Where documents in a row are kept apart the mask is boolean, and torch would make numbers of it
-    in every layer, and keep them all for the way back.
+    Where documents in a row are kept apart, the mask is boolean, and torch would convert it in
+    every layer and keep every copy for the backward pass.
     """
     ALL_ATTENTION_FUNCTIONS["sdpa"] = _attend
 

@@ -279,7 +279,7 @@ def diagnose(target: str, *, as_json: bool, offline: bool, **options: Any) -> No
 @click.option("--tokens", type=click.IntRange(64), help="Of text for the diagnosis of donors.")
 @click.option("--perturbed", type=click.IntRange(32), help="Tokens of text that are perturbed.")
 @click.option(
-    "--budget", help="For donors; what is left open is chosen by it: 10m, 2h.  [default: 10m]"
+    "--budget", help="Time for diagnosing donors, by perturbing less: 10m, 2h.  [default: 10m]"
 )
 @click.option("--stream", is_flag=True, help="Read one layer at a time while donors are diagnosed.")
 @DEVICE

@@ -31,9 +31,9 @@ def choose_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def is_free() -> bool:
-    """Whether half of the cores have had nothing to do for a minute, or have nothing to do now.
+    """Whether half of the cores have been idle for a minute, or are idle now.
 
-    The minute before may have been that of a command before this one.
+    The load of the last minute may be that of a command that has just ended.
     """
     if not hasattr(os, "getloadavg"):
         return False
@@ -42,7 +42,7 @@ def is_free() -> bool:
 
 
 def running_now() -> float:
-    """How many threads beside this one run or want to, a moment's mean; Linux alone says so."""
+    """Mean number of other threads that are running or ready to run; infinite except on Linux."""
     if not LOAD.is_file():
         return math.inf
     found = []
