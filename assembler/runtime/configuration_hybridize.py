@@ -35,6 +35,16 @@ INHERITED = (
     "num_key_value_heads",
     "head_dim",
 )
+# What transformers' caches read of each layer, and what stands for slots that do not have it.
+PER_LAYER = {
+    "sliding_window": None,
+    "attention_chunk_size": None,
+    "number_of_conv_states": 1,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "qk_head_dim": None,
+}
+WITHOUT_KEYS = ("linear_attention", "conv", "dummy")
 # The files beside config.json, for processes without hybridize.
 AUTO_MAP = {
     "AutoConfig": "configuration_hybridize.HybridConfig",
@@ -134,7 +144,7 @@ class HybridConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             )
             value = next((v for v in values if v is not None), None)
             if value is not None or key.endswith("token_id"):
-                derived[key] = value
+                derived.setdefault(key, value)
         return derived
 
     def _derive_cache(self, configs: dict[str, PreTrainedConfig]) -> dict[str, Any]:
@@ -157,6 +167,8 @@ class HybridConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
                 ]
             if options.get("number_of_states", 1) != 1:
                 fields["number_of_conv_states"] = options["number_of_states"]
+            if layer_type not in WITHOUT_KEYS:
+                fields |= _head_shape(configs[source["donor"]].per_layer_config[source["layer"]])
             per_layer.append(fields)
         return {"layer_types": layer_types, **_shared_or_per_layer(per_layer)}
 
@@ -171,17 +183,31 @@ def read_config(content: dict[str, Any]) -> PreTrainedConfig:
     return CONFIG_MAPPING[content["model_type"]].from_dict(content)
 
 
+def _head_shape(layer: PreTrainedConfig) -> dict[str, Any]:
+    """Of the keys and values that a layer caches, in the names and by the rule of transformers.
+
+    Two sizes, of keys and of values (latent attention), are told by `qk_head_dim`: a static cache
+    then waits for the first keys.
+    """
+    heads = getattr(layer, "num_attention_heads", None)
+    if heads is None:
+        return {}
+    shape = {
+        "num_key_value_heads": getattr(layer, "num_key_value_heads", None) or heads,
+        "head_dim": getattr(layer, "head_dim", None) or layer.hidden_size // heads,
+    }
+    latent = getattr(layer, "qk_head_dim", None)
+    return shape if latent is None else {**shape, "qk_head_dim": latent}
+
+
 def _shared_or_per_layer(per_layer: list[dict[str, Any]]) -> dict[str, Any]:
     """One value for the model where all slots that have the field agree, else one for each slot.
 
-    Two donors may have different windows: transformers expresses that by `per_layer_config`.
+    Two donors may have different windows: transformers expresses that by `per_layer_config`, and
+    refuses to read such a field of the whole model.
     """
     shared: dict[str, Any] = {}
-    for key, default in (
-        ("sliding_window", None),
-        ("attention_chunk_size", None),
-        ("number_of_conv_states", 1),
-    ):
+    for key, default in PER_LAYER.items():
         values = {fields[key] for fields in per_layer if key in fields}
         if len(values) == 1:
             shared[key] = values.pop()

@@ -260,13 +260,20 @@ def supported_attention(model_class: type[PreTrainedModel], wanted: str | None) 
 
 
 class PerThread(threading.local):
-    """What a forward leaves for another part of itself; two requests may run at a time."""
+    """What a forward leaves for another part of itself; two requests may run at a time.
+
+    `own` is an object of its own, since torch.compile loses what a forward writes into a
+    `threading.local` itself where the graph breaks.
+    """
+
+    def __init__(self, kind: Callable[[], Any]) -> None:
+        self.kind, self.own = kind, kind()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), ()
+        return type(self), (self.kind,)
 
 
-class Tape(PerThread):
+class Tape:
     """What one skeleton's forward notes: the first hidden state and each layer's arguments."""
 
     def __init__(self) -> None:
@@ -285,16 +292,16 @@ MORE = object()  # stands for whatever a layer gives beside its hidden state
 class Recorder:
     """Takes the place of one donor layer in the skeleton."""
 
-    def __init__(self, layer: nn.Module, index: int, depth: int, tape: Tape) -> None:
+    def __init__(self, layer: nn.Module, index: int, depth: int, tapes: PerThread) -> None:
         for name in {*vars(layer), *vars(type(layer))}:  # some forwards read e.g. `block_type`
             value = getattr(layer, name)
             if not name.startswith("_") and isinstance(value, (str, int, float, bool, type(None))):
                 setattr(self, name, value)
-        self.index, self.depth, self.tape = index, depth, tape
+        self.index, self.depth, self.tapes = index, depth, tapes
         self.names = list(inspect.signature(layer.forward).parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, object]:
-        arguments, tape = dict(zip(self.names, args, strict=False)) | kwargs, self.tape
+        arguments, tape = dict(zip(self.names, args, strict=False)) | kwargs, self.tapes.own
         hidden = unpair(arguments.pop(self.names[0]))
         if self.index == 0:
             tape.first = hidden
@@ -337,12 +344,12 @@ class NoNorm:
     NanoChat calls it on the embeddings too, where it counts; there it has no weights.
     """
 
-    def __init__(self, norm: nn.Module, tape: Tape) -> None:
+    def __init__(self, norm: nn.Module, tapes: PerThread) -> None:
         self.norm = None if any(True for _ in norm.parameters()) else norm
-        self.tape = tape
+        self.tapes = tapes
 
     def __call__(self, hidden: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.tape.calls:
+        if self.tapes.own.calls:
             return unpair(hidden)
         if self.norm is None:
             raise NotImplementedError("a donor that norms its embeddings too must be the head")
@@ -371,17 +378,17 @@ class Skeleton:
     """
 
     def __init__(self, model: "HybridModel", donor: Donor) -> None:
-        self.model, self.name, self.tape = model, donor.name, Tape()
+        self.model, self.name, self.tapes = model, donor.name, PerThread(Tape)
         base, depth = donor.base, len(donor.layers)
         self.depth, self.width = depth, donor.shell.config.hidden_size
         self.layers_at = owner_of(base, donor.layers)
-        recorders = [Recorder(m, i, depth, self.tape) for i, m in enumerate(donor.layers)]
+        recorders = [Recorder(m, i, depth, self.tapes) for i, m in enumerate(donor.layers)]
         replace(base, donor.layers, recorders)
         if any(module is donor.embedding for module in base.modules()):
             replace(base, donor.embedding, StandIn(model, "embed_tokens"))
         if donor.norm is not None:
             is_head = donor.name == model.config.head
-            no_norm = NoNorm(donor.norm, self.tape)
+            no_norm = NoNorm(donor.norm, self.tapes)
             replace(base, donor.norm, StandIn(model, "norm") if is_head else no_norm)
         self.accepts = Accepts(type(base))
         # Bamba counts positions from 0 at every step if it is not told them.
@@ -392,6 +399,12 @@ class Skeleton:
             donor.refuse("its model takes no cache of transformers")
         if "inputs_embeds" not in self.accepts.names:
             donor.refuse("its model takes no inputs_embeds")
+
+    @property
+    def tape(self) -> Tape:
+        """What this thread's last run noted."""
+        tape: Tape = self.tapes.own
+        return tape
 
     def run(
         self,
@@ -503,13 +516,6 @@ BRIDGES = {
 }
 
 
-class Ready(PerThread):
-    """The arguments laid ready for a swapped module."""
-
-    def __init__(self) -> None:
-        self.arguments: Arguments = {}
-
-
 class SwappedModule(nn.Module):
     """A mixer or MLP of another donor in the place of one of a host layer's own.
 
@@ -519,13 +525,13 @@ class SwappedModule(nn.Module):
 
     def __init__(self, module: nn.Module, replaced: nn.Module, spec: Arguments) -> None:
         super().__init__()
-        self.module, self.ready = module, Ready()
+        self.module, self.ready = module, PerThread(dict)  # the arguments laid ready for it
         self.accepts, self.returns_tuple = Accepts(type(module)), returns_tuple(type(replaced))
         bridges = {side: BRIDGES[b["kind"]](b) for side, b in spec.get("bridges", {}).items()}
         self.enter, self.leave = bridges.get("enter"), bridges.get("leave")
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        given, names = dict(self.ready.arguments), self.accepts.names
+        given, names = dict(self.ready.own), self.accepts.names
         cache = next((given.pop(name) for name in CACHE_NAMES if name in given), None)
         taken = [name for name in CACHE_NAMES if name in names]
         if not taken and self.accepts.any:  # RecurrentGemma's passes it on unseen: `continuing`
@@ -557,12 +563,12 @@ def swap_host(layer_class: Any) -> type[nn.Module]:
     class SwapHost(layer_class):  # type: ignore[misc]
         def forward(self, hidden_states: Any, *, swapped: Arguments, **kwargs: Any) -> Any:
             for path, arguments in swapped.items():
-                self.get_submodule(path).ready.arguments = arguments
+                self.get_submodule(path).ready.own.update(arguments)
             try:
                 return super().forward(hidden_states, **kwargs)
             finally:
                 for path in swapped:
-                    self.get_submodule(path).ready.arguments = {}
+                    self.get_submodule(path).ready.own.clear()
 
         def __reduce__(self) -> tuple[Any, ...]:  # a class made here cannot be found by its name
             return new_of, (swap_host, layer_class), self.__dict__
