@@ -11,7 +11,7 @@ from pathlib import Path
 import hybridize
 from hybridize.assembler.machine import use_device
 from hybridize.assembler.precision import AUTO
-from hybridize.console import token_progress
+from hybridize.console import share_progress
 from hybridize.diagnostics.budget import BUDGET
 from hybridize.diagnostics.diagnosis import diagnose
 from hybridize.diagnostics.report.html import report_html
@@ -68,7 +68,7 @@ def run(
     folder = out or Path("out") / "diagnosis" / found.name
     check_writable(folder)
     where = use_device(device)
-    with token_progress("diagnosing", "layer-tokens") as tell:
+    with share_progress("diagnosing") as tell:
         traces = diagnose(
             found.recipe,
             found.subjects,

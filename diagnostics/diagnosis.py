@@ -57,7 +57,7 @@ from hybridize.recipe_sections import DiagnosticsSpec
 
 HELD_OUT = 0.5  # of the text: perturbed and scored; lenses are fitted to the rest
 
-Progress = Callable[[int, int], None]  # layer-tokens done, and in all, see `_Diagnosis.amount`
+Progress = Callable[[int, int], None]  # multiplications done, and in all, see `Effort`
 
 
 @dataclass(frozen=True)
@@ -272,10 +272,8 @@ class _Diagnosis:
 
     @property
     def amount(self) -> int:
-        """Work of a sweep in one group, in visits of a token to a layer of the usual size."""
-        effort = self.effort
-        whole = self.swept_effort(effort) + self.refined_effort(effort)
-        return whole * len(self.slots) // max(1, sum(effort.layers))
+        """Work of both sweeps."""
+        return self.swept_effort(self.effort) + self.refined_effort(self.effort)
 
     def swept_effort(self, effort: Effort) -> int:
         """Of the sweep of all layers."""

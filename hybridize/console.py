@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from io import StringIO
 from typing import Any
 
@@ -78,7 +78,7 @@ def byte_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
             task = bar.add_task(label, total=total)
             yield lambda nbytes: bar.advance(task, nbytes)
     else:
-        lines, done = _Lines(label, size), 0
+        lines, done = _Lines(label, lambda done, total: f"{size(done)} of {size(total)}"), 0
 
         def advance(nbytes: int) -> None:
             nonlocal done
@@ -88,20 +88,31 @@ def byte_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield advance
 
 
-@contextmanager
-def token_progress(label: str, unit: str = "tokens") -> Iterator[Callable[..., None]]:
-    """Progress in tokens, told as those done, all of them, and a note; as `byte_progress` shows it.
+Tell = Callable[..., None]  # of what is done, of all, and, if there is one, a note
+
+
+def token_progress(label: str, unit: str = "tokens") -> AbstractContextManager[Tell]:
+    """Progress in tokens, or what else is counted, shown as `byte_progress` is.
 
     A note on nothing done is told at once: how long it will take, say.
-
-    Args:
-        unit: what is counted, if not tokens but tokens times layers, say.
     """
+    amount = "{task.completed:,.0f} of {task.total:,.0f} " + unit
+    return _told(label, amount, lambda done, total: f"{done:,.0f} of {total:,.0f} {unit}")
+
+
+def share_progress(label: str) -> AbstractContextManager[Tell]:
+    """`token_progress` in percent, where what is counted (multiplications, say) has no name."""
+    percent = "{task.percentage:.0f} %"
+    return _told(label, percent, lambda done, total: f"{100 * done / total:.0f} %")
+
+
+@contextmanager
+def _told(label: str, column: str, amount: Callable[[float, float], str]) -> Iterator[Tell]:
+    """Progress with an amount: as a column of rich's, and in words."""
     if sys.stderr.isatty():
         from rich import progress
 
-        amount = "{task.completed:,.0f} of {task.total:,.0f} " + unit + "  {task.fields[note]}"
-        with _bar(progress.TextColumn(amount)) as bar:
+        with _bar(progress.TextColumn(column + "  {task.fields[note]}")) as bar:
             task = bar.add_task(label, total=1, note="")
 
             def tell(done: int, total: int, note: str = "") -> None:
@@ -111,7 +122,7 @@ def token_progress(label: str, unit: str = "tokens") -> Iterator[Callable[..., N
 
             yield tell
     else:
-        yield _Lines(label, lambda tokens: f"{tokens:,.0f}", f" {unit}").tell
+        yield _Lines(label, amount).tell
 
 
 def _bar(*columns: Any) -> Any:
@@ -135,8 +146,8 @@ def known(done: float, total: float, seconds: float) -> bool:
 class _Lines:
     EVERY = 5.0  # seconds
 
-    def __init__(self, label: str, text: Callable[[float], str], unit: str = "") -> None:
-        self.label, self.text, self.unit = label, text, unit
+    def __init__(self, label: str, amount: Callable[[float, float], str]) -> None:
+        self.label, self.amount = label, amount
         self.start = self.last = time.monotonic()
 
     def tell(self, done: int, total: int, note: str = "") -> None:
@@ -146,7 +157,7 @@ class _Lines:
         if now - self.last < self.EVERY or not 0 < done < total:
             return
         self.last = now
-        parts = [f"{self.text(done)} of {self.text(total)}{self.unit}", note]
+        parts = [self.amount(done, total), note]
         if known(done, total, took := now - self.start):
             parts.append(f"{duration((total - done) * took / done)} left")
         say(f"{self.label}: {', '.join(filter(None, parts))}")

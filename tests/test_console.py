@@ -34,6 +34,21 @@ def test_what_is_left_is_told_once_enough_is_done(
     ]
 
 
+def test_a_share_is_told_of_what_has_no_unit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A diagnosis said "190,701,818,880 of 15,802,259,720,320 tokens": multiplications."""
+    clock = Clock()
+    monkeypatch.setattr(console, "time", clock)
+    with console.share_progress("diagnosing") as tell:
+        for clock.now in (6.0, 12.0):
+            tell(190_701_818_880 if clock.now < 10 else 7_901_129_860_160, 15_802_259_720_320)
+    assert capsys.readouterr().err.splitlines() == [
+        "diagnosing: 1 %",
+        "diagnosing: 50 %, 12 s left",
+    ]
+
+
 def test_bytes_tell_what_is_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

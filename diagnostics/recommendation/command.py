@@ -7,7 +7,6 @@ from pathlib import Path
 
 from hybridize.assembler.machine import use_device
 from hybridize.assembler.precision import AUTO
-from hybridize.console import token_progress
 from hybridize.diagnostics.budget import BUDGET
 from hybridize.diagnostics.recommendation.outcome import comments, reasons
 from hybridize.diagnostics.recommendation.recipe_writing import recipe_yaml
@@ -57,7 +56,6 @@ def run(
         compute=compute_dtype,
         budget=BUDGET if budget is None else parse_time(budget, "--budget"),
         offline=offline,
-        tell=token_progress,
     )
     if write is None or found.chosen is None:
         return found, None

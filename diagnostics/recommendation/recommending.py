@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hybridize.assembler.comparison import Gap, Losses, mean_gap
@@ -12,6 +11,7 @@ from hybridize.assembler.lineage import Lineages
 from hybridize.assembler.loading import Weights
 from hybridize.assembler.plan import Plan, make_plan
 from hybridize.assembler.precision import AUTO
+from hybridize.console import share_progress, token_progress
 from hybridize.diagnostics.budget import BUDGET, fewer, seeds_of
 from hybridize.diagnostics.diagnosis import Material, diagnose_on, gather_material
 from hybridize.diagnostics.recommendation.assembling import Measured, Workshop
@@ -54,8 +54,6 @@ from hybridize.recipe_sections import (
 CONSIDERED = 64  # placements whose scores are kept: a tie is looked for among them
 PATIENCE = 4  # times as many placements as asked for are tried, while none is sound
 SURE = 2.0  # standard errors by which a lead must exceed chance
-
-Tell = Callable[..., AbstractContextManager[Callable[[int, int], None]]]  # of a label, and a unit
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,6 @@ def recommend(
     compute: str = AUTO,
     budget: float = BUDGET,
     offline: bool,
-    tell: Tell,
 ) -> Recommendation:
     """Say which layers of a recipe's donors belong where, by the prior, and what that is worth.
 
@@ -168,16 +165,15 @@ def recommend(
         compute: dtype that models compute in, or `auto`, see `precision.compute_dtype`.
         budget: seconds for the diagnosis of donors, by which it is chosen how much of the text is
             perturbed, where recipe and options do not say.
-        tell: makes a progress bar of a label.
 
     Raises:
         HybridizeError: donors or text cannot be read, or no stack obeys the rules.
     """
     rules, subjects = find_candidates(recipe, offline=offline)
-    machine = _Machine(device, streamed, memory, compute, budget, offline, tell)
+    machine = _Machine(device, streamed, memory, compute, budget, offline)
     evidence = _gather_evidence(recipe, subjects, machine)
     scores = scores_of(evidence.traces, rules)
-    with tell("placing layers, seam by seam", "slots") as progress:
+    with token_progress("placing layers, seam by seam", "slots") as progress:
         seams = evidence.apart.seam
         ranked = place(rules, scores, seams, count=CONSIDERED, progress=progress)
     if not ranked:
@@ -214,7 +210,6 @@ class _Machine:
     compute: str
     budget: float
     offline: bool
-    tell: Tell
 
 
 @dataclass(frozen=True)
@@ -240,7 +235,7 @@ def _gather_evidence(
     asked = RecipeFile(recipe.recipe.model_copy(update={"diagnostics": spec}), recipe.document)
     material = gather_material(asked, subjects, readers[0], offline=machine.offline)
     said = {"tokens", "perturbed"} & recipe.recipe.diagnostics.model_fields_set
-    with machine.tell("diagnosing donors, layer by layer") as progress:
+    with share_progress("diagnosing donors, layer by layer") as progress:
         traces = diagnose_on(
             material,
             subjects,
@@ -253,7 +248,7 @@ def _gather_evidence(
             budget=machine.budget,
             progress=progress,
         )
-    with machine.tell("comparing streams") as progress:
+    with token_progress("comparing streams") as progress:
         apart = Apart(
             {
                 s.name: s.open(machine.device, streamed=machine.streamed, compute=machine.compute)
@@ -312,9 +307,9 @@ class _Check:
         """Assemble a placement; what cannot be built, or gives no numbers, is refused."""
         try:
             plan = _plan(self.recipe, placement.runs, offline=self.machine.offline)
-            with self.machine.tell(f"assembling {label}: {placement}") as progress:
+            with token_progress(f"assembling {label}: {placement}") as progress:
                 models, fit = self.shop.assemble(plan, progress)
-            with self.machine.tell(f"diagnosing {label}") as progress:
+            with share_progress(f"diagnosing {label}") as progress:
                 measured = self.shop.diagnose(plan, models, fit, progress)
             return Candidate(label, placement, measured)
         except HybridizeError as error:
