@@ -30,16 +30,16 @@ import torch
 from bridge_stacks import INITS, OTHER, PAIRS, SEVERAL, STACKS, VOCABULARY, Trial, donor_recipes
 from bridge_tables import Fit, memory_table, tables
 
-from hybridize.assembler import calibration
-from hybridize.assembler.assemble import build
-from hybridize.assembler.lifeline import end_with_parent
-from hybridize.assembler.plan import make_plan
-from hybridize.assembler.prover import LocalProver
+from hybridize.assembler.build.assemble import build
+from hybridize.assembler.plan.planning import make_plan
+from hybridize.assembler.worker.worker import LocalProver
 from hybridize.console import say
-from hybridize.corpus import read_corpus
 from hybridize.demo.donors import quiet, train_donors
 from hybridize.demo.training import train_tokenizer
-from hybridize.recipe import load_recipe
+from hybridize.machine.lifeline import end_with_parent
+from hybridize.recipe.file import load_recipe
+from hybridize.text import calibration
+from hybridize.text.built_in import read_corpus
 
 PROCESSES = 2
 TOKENS = 65_536  # of calibration text

@@ -27,7 +27,7 @@ from typing import Any
 
 from random_llama import write_llama
 
-from hybridize.checkpoint import open_checkpoint
+from hybridize.model.checkpoint import open_checkpoint
 
 WIDTH, LAYERS, VOCABULARY = 2048, 10, 32_000  # 1.35 GB a donor
 SHARD = 400_000_000  # bytes

@@ -34,7 +34,7 @@ from bench_build import Bar
 from bench_diagnose import tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hybridize.corpus import reference_texts
+from hybridize.text.built_in import reference_texts
 
 THREADS = 2
 LAYERS, WIDTH, INNER = 12, 512, 2.5
@@ -58,7 +58,7 @@ import json, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(2)
-import hybridize.cpt.pretraining, hybridize.cpt.stage_run
+import hybridize.cpt.train.training, hybridize.cpt.train.stage
 def peak():
     lines = dict(l.split(":", 1) for l in Path("/proc/self/status").read_text().splitlines())
     return 1024 * int(lines["VmHWM"].split()[0])

@@ -47,12 +47,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hybridize.assembler.donors import load_donor
-from hybridize.assembler.loading import Parts, Weights
-from hybridize.checkpoint import INDEX, open_checkpoint
-from hybridize.diagnostics.sheets import Points, Sheet
-from hybridize.diagnostics.sweep import Swept, sweep
-from hybridize.diagnostics.variants import Variant
+from hybridize.diagnostics.measure.sheets import Points, Sheet
+from hybridize.diagnostics.measure.sweep import Swept, sweep
+from hybridize.diagnostics.measure.variants import Variant
+from hybridize.model.checkpoint import INDEX, open_checkpoint
+from hybridize.model.donors import load_donor
+from hybridize.torch_model.loading import Parts, Weights
 
 THREADS = 2
 LAYERS, WIDTH, VOCABULARY = 16, 1024, 2048

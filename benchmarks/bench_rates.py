@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from hybridize.checkpoint import read_json
+from hybridize.model.checkpoint import read_json
 
 BATCH, LENGTH = 4, 128
 POLICIES: dict[str, tuple[list[Any], list[float]]] = {

@@ -25,10 +25,10 @@ import torch
 import yaml
 from bench_cpt import LONG, THREADS, VOCABULARY, make_model, unbridged
 
-from hybridize.cpt.forward import Forward, narrow_norms
-from hybridize.cpt.plan import plan_training
-from hybridize.cpt.target import find_target
-from hybridize.cpt.tuning import let_learn, open_model
+from hybridize.cpt.plan.planning import plan_training
+from hybridize.cpt.plan.target import find_target
+from hybridize.cpt.train.forward import Forward, narrow_norms
+from hybridize.cpt.train.trainable_model import let_learn, open_model
 
 SETTINGS: dict[str, dict[str, str]] = {
     "asleep at once": {"OMP_WAIT_POLICY": "PASSIVE"},

@@ -11,7 +11,7 @@ from typing import Any
 
 from bridge_stacks import INITS, OTHER_TOKENS, PAIRS, SEVERAL, STACKS, VOCABULARY, Stack, Trial
 
-from hybridize.corpus import DOMAINS
+from hybridize.text.built_in import DOMAINS
 
 BAR = 1.0  # nats per token that a ridge bridge is better than a random one, and than none
 

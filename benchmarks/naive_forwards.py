@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybridize.diagnostics.variants import Variant
+from hybridize.diagnostics.measure.variants import Variant
 
 # As the architectures of transformers call what mixes tokens, and what does not.
 MIXERS = ("self_attn", "linear_attn", "attention", "attn", "mamba", "mixer", "conv")

@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from hybridize.cpt.timing import peak_memory
+from hybridize.cpt.train.timing import peak_memory
 
 SKIPPED = 2
 

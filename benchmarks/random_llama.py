@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from hybridize.checkpoint import INDEX, SINGLE, write_header
+from hybridize.model.checkpoint import INDEX, SINGLE, write_header
 
 BLOCK = 1 << 20  # bytes that are drawn at a time
 

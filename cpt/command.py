@@ -12,21 +12,21 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hybridize.assembler.fingerprints import content_hash
-from hybridize.assembler.staging import MANIFEST
 from hybridize.console import duration, size
-from hybridize.cpt.plan import CptPlan, plan_training
-from hybridize.cpt.policy_words import tensor_list
-from hybridize.cpt.rates import rate_lines
-from hybridize.cpt.stages import Stage
-from hybridize.cpt.target import find_target
+from hybridize.cpt.plan.planning import CptPlan, plan_training
+from hybridize.cpt.plan.policy_words import tensor_list
+from hybridize.cpt.plan.rates import rate_lines
+from hybridize.cpt.plan.stages import Stage
+from hybridize.cpt.plan.target import find_target
 from hybridize.errors import HybridizeError
+from hybridize.files.hashes import content_hash
+from hybridize.files.staging import MANIFEST
 
 if TYPE_CHECKING:
-    from hybridize.cpt.forecast import Forecast
-    from hybridize.cpt.pretraining import Trained
-    from hybridize.cpt.timing import Timing
-    from hybridize.recipe import RecipeFile
+    from hybridize.cpt.plan.forecast import Forecast
+    from hybridize.cpt.train.timing import Timing
+    from hybridize.cpt.train.training import Trained
+    from hybridize.recipe.file import RecipeFile
 
 QUICK = 2_000_000_000  # bytes of a model that a forecast reads without being asked to
 
@@ -47,12 +47,12 @@ def run(
     offline: bool = False,
 ) -> Trained | None:
     """Train; see the command's help. Of several processes the main one alone gets the result."""
-    from hybridize.assembler.lifeline import end_with_parent
-    from hybridize.assembler.machine import use_device
-    from hybridize.cpt import engine as engines
-    from hybridize.cpt.arguments import check_loggers
+    from hybridize.cpt.backends import engine as engines
     from hybridize.cpt.data.text import check_text
-    from hybridize.cpt.pretraining import How, train
+    from hybridize.cpt.train.arguments import check_loggers
+    from hybridize.cpt.train.training import How, train
+    from hybridize.machine.device import use_device
+    from hybridize.machine.lifeline import end_with_parent
 
     if engines.processes() > 1:
         end_with_parent(os.getppid())  # a launcher that is killed leaves none behind
@@ -165,8 +165,8 @@ def forecast(
         timed: measure seconds with the model itself. Default: if it is small; of a large one
             headers alone are read, without torch.
     """
-    from hybridize.cpt.forecast import forecast as costs_of
-    from hybridize.cpt.memory import head_positions
+    from hybridize.cpt.plan.forecast import forecast as costs_of
+    from hybridize.cpt.plan.memory import head_positions
 
     target = find_target(named, built=built, text=text, old=old, tokens=tokens)
     plan = plan_training(target.recipe, target.folder, processes=processes)
@@ -217,8 +217,8 @@ def rates_in_plan(recipe: RecipeFile) -> list[str]:
 
 
 def _timings(plan: CptPlan, device: str) -> list[Timing]:
-    from hybridize.assembler.machine import use_device
-    from hybridize.cpt.timing import time_stage
+    from hybridize.cpt.train.timing import time_stage
+    from hybridize.machine.device import use_device
 
     return [time_stage(plan, stage, use_device(device)) for stage in plan.stages]
 

@@ -9,16 +9,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 import hybridize
-from hybridize.assembler.machine import use_device
-from hybridize.assembler.precision import AUTO
 from hybridize.console import share_progress
-from hybridize.diagnostics.budget import BUDGET
-from hybridize.diagnostics.diagnosis import diagnose
+from hybridize.diagnostics.measure.budget import BUDGET
+from hybridize.diagnostics.measure.diagnosis import diagnose
 from hybridize.diagnostics.report.html import report_html
-from hybridize.diagnostics.target import Options, find_target
-from hybridize.diagnostics.trace import Document
-from hybridize.publishing import check_writable, publish
-from hybridize.recipe_fields import parse_size, parse_time
+from hybridize.diagnostics.subject.target import Options, find_target
+from hybridize.diagnostics.subject.trace import Document
+from hybridize.files.publishing import check_writable, publish
+from hybridize.machine.device import use_device
+from hybridize.machine.precision import AUTO
+from hybridize.recipe.fields import parse_size, parse_time
 
 TRACE, REPORT = "trace.json", "report.html"
 LIBRARIES = ("torch", "transformers")

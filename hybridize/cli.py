@@ -15,8 +15,8 @@ import click
 
 import hybridize
 from hybridize.errors import HybridizeError
-from hybridize.files import system_error
-from hybridize.waiting import choose_waiting
+from hybridize.files.reading import system_error
+from hybridize.machine.waiting import choose_waiting
 
 choose_waiting()
 
@@ -111,9 +111,9 @@ def main() -> None:
 @common
 def inspect(model: str, *, full: bool, as_json: bool, offline: bool) -> None:
     """Show the depth map of MODEL, a folder or a hub id (org/name@revision)."""
-    from hybridize.assembler.donors import open_model
-    from hybridize.assembler.inspection import depth_map
     from hybridize.console import show, show_json
+    from hybridize.model.depth_map import depth_map
+    from hybridize.model.donors import open_model
 
     found = depth_map(open_model(model, offline=offline), model)
     show_json(found.as_dict()) if as_json else show(found.table(full=full))
@@ -129,20 +129,20 @@ def plan(
     recipe: Path, *, prove: bool, timed: bool, full: bool, as_json: bool, offline: bool
 ) -> None:
     """Show what `build` would do with RECIPE; reads configs and headers only."""
-    from hybridize.assembler.plan import make_plan
-    from hybridize.assembler.plan_report import plan_as_dict, plan_table
+    from hybridize.assembler.plan.planning import make_plan
+    from hybridize.assembler.plan.report import plan_as_dict, plan_table
     from hybridize.console import show, show_json
     from hybridize.cpt.command import rates_in_plan
-    from hybridize.recipe import load_recipe
+    from hybridize.recipe.file import load_recipe
 
     planned = make_plan(load_recipe(recipe), offline=offline, weights=False)
     if prove:
-        from hybridize.assembler.assemble import prove_target
+        from hybridize.assembler.build.assemble import prove_target
 
         planned = prove_target(planned)
     if timed:
-        from hybridize.assembler.estimate import machine_of
-        from hybridize.assembler.timing import measure_speed
+        from hybridize.assembler.plan.estimate import machine_of
+        from hybridize.machine.timing import measure_speed
 
         measure_speed(*machine_of(planned))
     rates = rates_in_plan(planned.recipe)
@@ -178,13 +178,13 @@ def build(
     offline: bool,
 ) -> None:
     """Assemble RECIPE into a safetensors model, check it, publish it whole."""
-    from hybridize.assembler.assemble import build as assemble
-    from hybridize.assembler.fit_report import fit_table
-    from hybridize.assembler.plan import make_plan
-    from hybridize.assembler.plan_report import plan_as_dict, plan_table
-    from hybridize.assembler.staging import check_target
+    from hybridize.assembler.build.assemble import build as assemble
+    from hybridize.assembler.build.fit_report import fit_table
+    from hybridize.assembler.plan.planning import make_plan
+    from hybridize.assembler.plan.report import plan_as_dict, plan_table
     from hybridize.console import show, show_json
-    from hybridize.recipe import load_recipe
+    from hybridize.files.staging import check_target
+    from hybridize.recipe.file import load_recipe
 
     read = load_recipe(recipe)
     target = out or Path("out") / read.name
@@ -225,7 +225,7 @@ def verify(
     offline: bool,
 ) -> None:
     """Check a built model against its manifest, its donors, and its class."""
-    from hybridize.assembler.verify import verify as check
+    from hybridize.assembler.build.verify import verify as check
     from hybridize.console import show, show_json
 
     found = check(folder, load=load, whole=whole, expect=expect)
@@ -367,7 +367,7 @@ def cpt(
         show_json(found.as_dict()) if as_json else show(found.table(listed=listed))
         return
     if processes > 1 or accelerate is not None:
-        from hybridize.cpt.launch import launch
+        from hybridize.cpt.backends.launch import launch
 
         given = click.get_current_context().params
         sys.exit(launch(_again(given), processes=processes, config=accelerate))
@@ -417,10 +417,10 @@ def schema(what: str, *, as_json: bool, offline: bool) -> None:
     from hybridize.console import show_json
 
     if what == "trace":
-        from hybridize.diagnostics.trace import trace_schema
+        from hybridize.diagnostics.subject.trace import trace_schema
 
         show_json(trace_schema())
     else:
-        from hybridize.recipe import recipe_schema
+        from hybridize.recipe.file import recipe_schema
 
         show_json(recipe_schema())

@@ -65,7 +65,7 @@ class _HybridConfigLater:
 
     @property
     def _config_class(self) -> Any:
-        from .assembler.runtime import HybridConfig
+        from .runtime import HybridConfig
 
         return HybridConfig
 

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hybridize.assembler import assemble
-from hybridize.assembler.prover import LocalProver
-from hybridize.assembler.verify import verify
+from hybridize.assembler.build import assemble
+from hybridize.assembler.build.verify import verify
+from hybridize.assembler.worker.worker import LocalProver
 from hybridize.cli import main
 from tests.assembler.killing import contents, moments
 from tests.test_disk import COMMANDS
@@ -73,9 +73,9 @@ def run(folder: Path, command: str, kills: int, seed: int) -> list[dict[str, Any
     """Kill a command, look, and run it again."""
     import torch
 
-    from hybridize.assembler import requests  # noqa: F401 - before the forks
-    from hybridize.cpt import pretraining  # noqa: F401
-    from hybridize.diagnostics.recommendation import recommending  # noqa: F401
+    from hybridize.assembler.worker import requests  # noqa: F401 - before the forks
+    from hybridize.cpt.train import training as pretraining  # noqa: F401
+    from hybridize.diagnostics.recommendation.trial import recommending  # noqa: F401
 
     torch.set_num_threads(1)  # a forked process must not ask the threads of its parent
     assemble.ProcessProver = LocalProver  # type: ignore[misc, assignment]

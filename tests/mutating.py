@@ -22,8 +22,8 @@ from typing import Any
 import yaml
 from click.testing import CliRunner
 
-from hybridize.assembler.manifest import sealed
 from hybridize.cli import main
+from hybridize.model.manifest import sealed
 
 MOST_SECONDS, MOST_BYTES = 20, 2_000_000_000  # of a processor, whatever else runs; and of memory
 WAITING = 300  # seconds, after which a case waits for something that never comes
@@ -138,7 +138,7 @@ def sealed_if_it_can_be(manifest: Any) -> str:
 
 def read_tokenizer(folder: Path, _: Path) -> None:
     """As every stage that reads text does (torch)."""
-    from hybridize.assembler.windows import Reader
+    from hybridize.torch_model.windows import Reader
 
     Reader("a", folder / "a", rows=10**6).encode(["In 2023, naïve text."])
 
@@ -241,7 +241,7 @@ def mutate(kind: str, folder: Path, count: int, seed: int) -> dict[str, Any]:
     for late in (signal.SIGALRM, signal.SIGPROF):
         signal.signal(late, _too_long)
     if kind == "tokenizers":
-        import hybridize.assembler.windows  # noqa: F401 - its seconds are not the first case's
+        import hybridize.torch_model.windows  # noqa: F401 - its seconds are not the first case's
     failures, slowest = {}, 0.0
     for number in range(count):
         wrong, seconds = one(kind, folder, number, seed)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from hybridize.assembler.manifest import files_of
-from hybridize.assembler.verify import verify
+from hybridize.assembler.build.verify import verify
 from hybridize.cli import main
+from hybridize.model.manifest import files_of
 from tests.assembler.readers import save_reader
 from tests.assembler.stacks import UNFITTED, build_in
 from tests.cpt.test_training import prepare, train

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridize.checkpoint import (
+from hybridize.errors import HybridizeError
+from hybridize.model.checkpoint import (
     decode_floats,
     encode_floats,
     open_checkpoint,
     read_header,
     write_header,
 )
-from hybridize.errors import HybridizeError
 
 
 def write(file: Path, header: Any, data: bytes = b"", length: int | None = None) -> Path:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from hybridize.assembler import assemble
-from hybridize.assembler import verify as verifying
-from hybridize.assembler.prover import LocalProver
+from hybridize.assembler.build import assemble
+from hybridize.assembler.build import verify as verifying
+from hybridize.assembler.worker.worker import LocalProver
 from hybridize.cli import main
 from tests.assembler.stacks import UNFITTED, save_donor, write_recipe
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridize.assembler.plan import make_plan
-from hybridize.assembler.plan_report import plan_table
+from hybridize.assembler.plan.planning import make_plan
+from hybridize.assembler.plan.report import plan_table
 from hybridize.console import show
-from hybridize.corpus import DOMAINS, Corpus, is_held_out, read_corpus, split_source
 from hybridize.demo import donors as donors_module
 from hybridize.demo import training
 from hybridize.demo.donors import (
@@ -25,7 +24,8 @@ from hybridize.demo.donors import (
 from hybridize.demo.run import find_recipes, run_demo
 from hybridize.demo.training import Schedule, encode, measure, measure_unigram, train_tokenizer
 from hybridize.errors import HybridizeError
-from hybridize.recipe import load_recipe
+from hybridize.recipe.file import load_recipe
+from hybridize.text.built_in import DOMAINS, Corpus, is_held_out, read_corpus, split_source
 
 ROOT = Path(__file__).parents[1]
 

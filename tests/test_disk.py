@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from hybridize.assembler import assemble, staging
-from hybridize.assembler import verify as verifying
-from hybridize.assembler.prover import LocalProver
+from hybridize.assembler.build import assemble
+from hybridize.assembler.build import verify as verifying
+from hybridize.assembler.worker.worker import LocalProver
 from hybridize.cli import main
+from hybridize.files import staging
 from tests.assembler.readers import code, prose, save_reader
 from tests.assembler.stacks import UNFITTED, build_in, write_recipe
 from tests.diagnostics.donors import save_trained

@@ -9,8 +9,8 @@ import yaml
 
 from hybridize.cli import main
 from hybridize.plugins import plugin_names
-from hybridize.recipe import load_recipe
-from hybridize.recipe_sections import (
+from hybridize.recipe.file import load_recipe
+from hybridize.recipe.sections import (
     BridgesSpec,
     CalibrationSpec,
     CptSpec,

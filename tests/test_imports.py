@@ -152,7 +152,7 @@ def test_only_the_command_line_knows_the_commands(module: Path) -> None:
 def test_the_model_code_needs_nothing_of_hybridize(module: str) -> None:
     """It is copied into the built model's folder, and must run where hybridize is not installed."""
     path = Path("assembler/runtime") / f"{module}.py"
-    beside = "hybridize.assembler.runtime.configuration_hybridize"
+    beside = "hybridize.runtime.configuration_hybridize"
     allowed = HEAVY | set(sys.stdlib_module_names)
     strangers = {
         name

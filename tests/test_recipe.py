@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridize.diagnostics.trace import trace_schema
+from hybridize.diagnostics.subject.trace import trace_schema
 from hybridize.errors import HybridizeError
-from hybridize.recipe import RecipeFile, load_recipe, recipe_schema
-from hybridize.recipe_sections import Recipe
+from hybridize.recipe.file import RecipeFile, load_recipe, recipe_schema
+from hybridize.recipe.sections import Recipe
 
 ROOT = Path(__file__).parents[1]
 

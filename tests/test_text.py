@@ -14,8 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hybridize.errors import Finding, HybridizeError
-from hybridize.recipe import load_recipe
-from hybridize.text import TextSource, find_text, read_text
+from hybridize.recipe.file import load_recipe
+from hybridize.text.sources import TextSource, find_text, read_text
 
 ROWS = [{"text": "one", "id": 1}, {"text": "two\u2028lines", "id": 2}]
 

@@ -9,8 +9,8 @@ from subprocess import Popen
 
 import pytest
 
-from hybridize import waiting
-from hybridize.waiting import SPINS, choose_waiting
+from hybridize.machine import waiting
+from hybridize.machine.waiting import SPINS, choose_waiting
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from hybridize.assembler.architectures import refusal
-from hybridize.assembler.defaults import text_type
+from hybridize.architectures.defaults import text_type
+from hybridize.architectures.refused import refusal
 from tests.tiny import OVERRIDES, randomize_, shrink
 
 CLASSES: tuple[Any, ...] = (

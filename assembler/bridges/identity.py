@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hybridize.assembler.regression import Affine
-    from hybridize.assembler.stack import Bridge
+    from hybridize.assembler.plan.stack import Bridge
+    from hybridize.torch_model.regression import Affine
 
 NEEDS_EQUAL_WIDTHS = True
 LAYER = False

@@ -13,8 +13,8 @@ from hybridize.assembler.bridges import linear
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hybridize.assembler.regression import Affine
-    from hybridize.assembler.stack import Bridge
+    from hybridize.assembler.plan.stack import Bridge
+    from hybridize.torch_model.regression import Affine
 
 NEEDS_EQUAL_WIDTHS = False
 LAYER = False

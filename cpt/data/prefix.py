@@ -16,8 +16,8 @@ from blake3 import blake3
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybridize.assembler.staging import check_disk
-from hybridize.cpt import engine
+from hybridize.cpt.backends import engine
+from hybridize.files.staging import check_disk
 
 Below = Callable[[NDArray[np.int64]], Tensor]  # rows (n, 2) -> (n, tokens, width)
 MARK = 8  # bytes of a block's hash, zeros until it is there

@@ -11,16 +11,17 @@ from typing import Any
 
 from blake3 import blake3
 
-from hybridize.assembler.fingerprints import cache_folder, file_hash
-from hybridize.assembler.windows import Reader
 from hybridize.cpt.data.blocks import Blocks
 from hybridize.cpt.data.dividing import EACH, MOST_HELD_OUT, Division
 from hybridize.cpt.data.packing import FORMAT, HELD_OUT, TRAIN, Packed, find, publish, staging
 from hybridize.cpt.data.tokens import Tokens
 from hybridize.errors import Finding, HybridizeError
-from hybridize.recipe import RecipeFile
-from hybridize.recipe_sections import TextSpec
-from hybridize.text import TextFile, TextSource, find_text, kind_of, read_text
+from hybridize.files.hashes import cache_folder, file_hash
+from hybridize.recipe.file import RecipeFile
+from hybridize.recipe.sections import TextSpec
+from hybridize.text.formats import TextFile, kind_of
+from hybridize.text.sources import TextSource, find_text, read_text
+from hybridize.torch_model.windows import Reader
 
 NEW, OLD = "new", "old"
 
@@ -207,7 +208,7 @@ def _identity(source: TextSource, *, offline: bool) -> list[Any]:
     asked = [spec.subset, spec.split, spec.field]
     if _is_local(source):
         return [asked, *_contents(source)]
-    from hybridize.hub_text import dataset_identity
+    from hybridize.text.hub import dataset_identity
 
     commit = dataset_identity(source.dataset, spec, place=source.place, offline=offline)
     return [asked, source.dataset, commit]

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
-from hybridize.assembler.windows import Reader
 from hybridize.cpt.data.blocks import Array, Document
 from hybridize.errors import HybridizeError
+from hybridize.torch_model.windows import Reader
 
 LONG = 1 << 21  # characters; a longer document is tokenized in pieces
 PIECE = 1 << 16  # characters of a piece, at most: larger ones are tokenized more slowly

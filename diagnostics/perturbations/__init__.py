@@ -1,1 +1,1 @@
-"""Perturbations of a layer: a file is a kind, see `hybridize.diagnostics.variants`."""
+"""Perturbations of a layer: a file is a kind, see `hybridize.diagnostics.measure.variants`."""

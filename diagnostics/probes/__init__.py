@@ -1,1 +1,1 @@
-"""Probe sets that hybridize brings: a file is a set, see `hybridize.diagnostics.items`."""
+"""Probe sets that hybridize brings: a file is a set, see `hybridize.diagnostics.subject.items`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from random import Random
 
-from hybridize.diagnostics.items import Item
+from hybridize.diagnostics.subject.items import Item
 
 TITLE = "English verbs agree with their subjects, across a phrase in between"
 VERBS = ("is", "are")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from hybridize.diagnostics.items import Item
+from hybridize.diagnostics.subject.items import Item
 
 Problem = tuple[str, int]  # what is asked, with its '=', and the result
 

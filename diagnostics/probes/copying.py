@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from random import Random
 
-from hybridize.diagnostics.items import Item
 from hybridize.diagnostics.probes._words import NOUNS
+from hybridize.diagnostics.subject.items import Item
 
 TITLE = "goes on with a sentence of random words that stood in the prompt before"
 LEVELS = ((4, 3), (4, 1), (6, 2), (8, 1), (14, 1), (24, 1))  # words of a sentence, times it is seen

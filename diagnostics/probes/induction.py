@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from random import Random
 
-from hybridize.diagnostics.items import Item
 from hybridize.diagnostics.probes._words import NOUNS
+from hybridize.diagnostics.subject.items import Item
 
 TITLE = "repeats the word that followed the last word before, amid random words"
 # Words around the pairs, times that each pair is seen.

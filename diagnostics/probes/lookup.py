@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from random import Random
 
-from hybridize.diagnostics.items import Item
 from hybridize.diagnostics.probes._words import NOUNS, PEOPLE
+from hybridize.diagnostics.subject.items import Item
 
 TITLE = "looks up what the prompt says about a key"
 NUM_PAIRS = (2, 3, 4, 6, 8, 10)  # in the prompt: few are easy

@@ -6,7 +6,7 @@ must come next, and that an attribute is set from the argument of its name.
 
 from __future__ import annotations
 
-from hybridize.diagnostics.items import Item
+from hybridize.diagnostics.subject.items import Item
 
 TITLE = "facts about Python: values, keywords, modules, and how code goes on"
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hybridize.assembler.machine import use_device
-from hybridize.assembler.precision import AUTO
-from hybridize.diagnostics.budget import BUDGET
+from hybridize.diagnostics.measure.budget import BUDGET
 from hybridize.diagnostics.recommendation.outcome import comments, reasons
-from hybridize.diagnostics.recommendation.recipe_writing import recipe_yaml
-from hybridize.diagnostics.recommendation.recommending import Recommendation, recommend
-from hybridize.diagnostics.target import Options, with_options
+from hybridize.diagnostics.recommendation.prior.recipe_writing import recipe_yaml
+from hybridize.diagnostics.recommendation.trial.recommending import Recommendation, recommend
+from hybridize.diagnostics.subject.target import Options, with_options
 from hybridize.errors import HybridizeError
-from hybridize.publishing import check_writable, publish
-from hybridize.recipe import load_recipe
-from hybridize.recipe_fields import parse_size, parse_time
+from hybridize.files.publishing import check_writable, publish
+from hybridize.machine.device import use_device
+from hybridize.machine.precision import AUTO
+from hybridize.recipe.fields import parse_size, parse_time
+from hybridize.recipe.file import load_recipe
 
 
 def run(

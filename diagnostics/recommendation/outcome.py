@@ -10,12 +10,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hybridize.assembler.comparison import gaps
-from hybridize.assembler.fit_report import Fit, beside_controls, best_donor
-from hybridize.diagnostics.recommendation.placement import PARTS, Placement, Run, Spot
+from hybridize.assembler.build.fit_report import Fit, beside_controls, best_donor
+from hybridize.diagnostics.recommendation.prior.placement import PARTS, Placement, Run, Spot
+from hybridize.text.comparison import gaps
 
 if TYPE_CHECKING:
-    from hybridize.diagnostics.recommendation.recommending import Candidate, Recommendation
+    from hybridize.diagnostics.recommendation.trial.recommending import Candidate, Recommendation
 
 SHOWN = 5  # placements by score
 FLIPPED_WORDS = "the flipped placement"

@@ -9,7 +9,7 @@ from hybridize.console import count
 from hybridize.diagnostics.report.page import group, row, table
 from hybridize.diagnostics.report.summary import doubt
 from hybridize.diagnostics.report.words import number, origin, percent
-from hybridize.diagnostics.trace import Set, Slot, Trace
+from hybridize.diagnostics.subject.trace import Set, Slot, Trace
 
 DENSE = 40  # slots from which on they are drawn without gaps
 

@@ -18,7 +18,7 @@ from hybridize.diagnostics.report.charts import (
 )
 from hybridize.diagnostics.report.summary import verdict
 from hybridize.diagnostics.report.words import number, origin
-from hybridize.diagnostics.trace import Curve, Lens, Set, Trace
+from hybridize.diagnostics.subject.trace import Curve, Lens, Set, Trace
 
 Palette = Mapping[str, str]  # class of the style sheet, by donor
 COLOURS = 8  # donors that have a colour of their own

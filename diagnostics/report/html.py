@@ -21,7 +21,7 @@ from hybridize.diagnostics.report.page import (
 )
 from hybridize.diagnostics.report.summary import losses, summary
 from hybridize.diagnostics.report.words import mixer_kind, number, origin, percent
-from hybridize.diagnostics.trace import Document, Lens, Set, Slot, Trace
+from hybridize.diagnostics.subject.trace import Document, Lens, Set, Slot, Trace
 
 MANY = 24  # slots from which on a strip is drawn densely
 LENSES = (("logit lens", "logit"), ("ridge lens", "ridge"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from hybridize.diagnostics.report.words import listed, number, numbers, origin
-from hybridize.diagnostics.trace import Curve, Lens, Set, Trace, clearly_above
+from hybridize.diagnostics.subject.trace import Curve, Lens, Set, Trace, clearly_above
 
 LITTLE_INFLUENCE = 0.05  # block influence below which a layer may be said to do little
 LITTLE_SENSITIVITY = 0.05  # of the largest sensitivity; both must be small

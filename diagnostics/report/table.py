@@ -11,7 +11,7 @@ from rich.text import Text
 from hybridize.console import count
 from hybridize.diagnostics.report.summary import losses, summary, verdict
 from hybridize.diagnostics.report.words import mixer_kind, number, origin, percent
-from hybridize.diagnostics.trace import Curve, Set, Slot, Trace
+from hybridize.diagnostics.subject.trace import Curve, Set, Slot, Trace
 
 BAR = 7  # columns
 EIGHTHS = " ▏▎▍▌▋▊▉█"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from hybridize.diagnostics.trace import Slot
+from hybridize.diagnostics.subject.trace import Slot
 
 
 def number(value: float | None, digits: int = 2) -> str:

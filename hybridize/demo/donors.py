@@ -15,21 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hybridize import corpus as corpus_module
-from hybridize.assembler.lifeline import end_with_parent
-from hybridize.assembler.tokenization import open_tokenizer
-from hybridize.corpus import DOMAINS, Corpus
 from hybridize.demo import training
 from hybridize.demo.training import VOCABULARY, Say, Schedule
 from hybridize.errors import HybridizeError
+from hybridize.machine.lifeline import end_with_parent
+from hybridize.text import built_in as corpus_module
+from hybridize.text.built_in import DOMAINS, Corpus
+from hybridize.torch_model.tokenization import open_tokenizer
 
 RECORD = "training.json"  # in a donor's folder: what it was trained from, and how
 BOTH = {"prose": 0.5, "code": 0.5}

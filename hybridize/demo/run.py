@@ -15,18 +15,18 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hybridize import console
-from hybridize.assembler.assemble import build
-from hybridize.assembler.fit_report import fit_table
-from hybridize.assembler.plan import make_plan
-from hybridize.assembler.plan_report import plan_table
-from hybridize.assembler.verify import verify
+from hybridize.assembler.build.assemble import build
+from hybridize.assembler.build.fit_report import fit_table
+from hybridize.assembler.build.verify import verify
+from hybridize.assembler.plan.planning import make_plan
+from hybridize.assembler.plan.report import plan_table
 from hybridize.console import say
-from hybridize.corpus import DOMAINS, Corpus, read_corpus, reference_texts
 from hybridize.cpt import command as cpt
 from hybridize.demo.donors import load_model, load_tokenizer, quiet, train_donors
 from hybridize.demo.training import Loss, encode, measure, measure_unigram
 from hybridize.errors import CheckFailed
-from hybridize.recipe import load_recipe
+from hybridize.recipe.file import load_recipe
+from hybridize.text.built_in import DOMAINS, Corpus, read_corpus, reference_texts
 
 PROMPT = "Return the "
 SAMPLE = 40  # tokens

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hybridize.corpus import DOMAINS, Corpus
+from hybridize.text.built_in import DOMAINS, Corpus
 
 VOCABULARY = 1024
 END_OF_TEXT, PADDING = "<|endoftext|>", "<|padding|>"

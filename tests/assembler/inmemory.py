@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hybridize.assembler.layout import OutTensor, hybrid_layout
-from hybridize.assembler.runtime import HybridConfig, HybridForCausalLM
+from hybridize.runtime import HybridConfig, HybridForCausalLM
+from hybridize.torch_model.layout import OutTensor, hybrid_layout
 
 SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}
 State = Mapping[str, Tensor]

@@ -19,11 +19,11 @@ from typing import Any
 
 from blake3 import blake3
 
-from hybridize.assembler.assemble import build
-from hybridize.assembler.plan import make_plan
-from hybridize.assembler.prover import LocalProver
-from hybridize.assembler.staging import MANIFEST
-from hybridize.recipe import load_recipe
+from hybridize.assembler.build.assemble import build
+from hybridize.assembler.plan.planning import make_plan
+from hybridize.assembler.worker.worker import LocalProver
+from hybridize.files.staging import MANIFEST
+from hybridize.recipe.file import load_recipe
 
 DEADLINE = 60.0  # seconds that a build may take
 
@@ -102,7 +102,7 @@ def run(folder: Path, kills: int, seed: int) -> list[dict[str, Any]]:
     """Kill builds of `new.yaml`, half of them where a model of `old.yaml` is to be replaced."""
     import torch
 
-    from hybridize.assembler import requests  # noqa: F401 - before the forks
+    from hybridize.assembler.worker import requests  # noqa: F401 - before the forks
 
     torch.set_num_threads(1)  # a forked process must not ask the threads of its parent
     new, old, target = folder / "new.yaml", folder / "old.yaml", folder / "model"

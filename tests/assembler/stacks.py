@@ -10,10 +10,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hybridize.assembler.assemble import Built, build
-from hybridize.assembler.plan import Plan, make_plan
-from hybridize.assembler.prover import LocalProver
-from hybridize.recipe import load_recipe
+from hybridize.assembler.build.assemble import Built, build
+from hybridize.assembler.plan.planning import Plan, make_plan
+from hybridize.assembler.worker.worker import LocalProver
+from hybridize.recipe.file import load_recipe
 from tests.tiny import tiny_model
 
 #: For tests of something else: a bridge where the width changes, and no text that it is fitted to.

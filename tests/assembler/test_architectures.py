@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
-from hybridize.assembler.architectures import (
+from hybridize.architectures.refused import (
     DECODER_HALVES,
     FIXED_POSITIONS,
     REFUSED,
@@ -23,7 +23,7 @@ from hybridize.assembler.architectures import (
     needs_own_embedding,
     refusal,
 )
-from hybridize.assembler.donors import positions_of
+from hybridize.model.donors import positions_of
 from tests.assembler.inmemory import State, assemble, depth, identity
 from tests.assembler.test_native import IDS, MASK, by_hand
 from tests.tiny import FAMILIES, all_causal_types, tiny_config, tiny_model
@@ -69,7 +69,7 @@ def test_reasons() -> None:
 def test_reading_the_types_loads_no_transformers() -> None:
     """`hybridize plan` answers in half a second."""
     script = (
-        "import sys; from hybridize.assembler.architectures import refusal; refusal('x'); "
+        "import sys; from hybridize.architectures.refused import refusal; refusal('x'); "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -10,15 +10,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hybridize.assembler.bridges.block import is_output, obstacle
-from hybridize.assembler.loading import Weights
-from hybridize.assembler.outputs import hybrid_config
-from hybridize.assembler.plan import Plan
-from hybridize.assembler.prover import LocalProver
-from hybridize.assembler.runtime import HybridForCausalLM
-from hybridize.assembler.stack import State
-from hybridize.assembler.verify import verify
+from hybridize.architectures.residual import is_output
+from hybridize.assembler.bridges.block import obstacle
+from hybridize.assembler.build.verify import verify
+from hybridize.assembler.plan.outputs import hybrid_config
+from hybridize.assembler.plan.planning import Plan
+from hybridize.assembler.worker.worker import LocalProver
 from hybridize.errors import HybridizeError
+from hybridize.model.states import State
+from hybridize.runtime import HybridForCausalLM
+from hybridize.torch_model.loading import Weights
 from tests.assembler.stacks import assert_same, build_in, load, plan_of, save_donor, tokens
 from tests.assembler.test_architectures import ACCEPTED
 from tests.tiny import FAMILIES

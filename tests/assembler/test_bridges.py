@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybridize.assembler.bridging import closest
-from hybridize.assembler.regression import Affine, Sums, ridge
-from hybridize.assembler.runtime import modeling_hybridize as runtime
-from hybridize.assembler.stack import Bridge, State
+from hybridize.assembler.fit.bridge_fit import closest
+from hybridize.assembler.plan.stack import Bridge
 from hybridize.errors import HybridizeError
+from hybridize.model.states import State
 from hybridize.plugins import load_plugin, plugin_names
+from hybridize.runtime import modeling_hybridize as runtime
+from hybridize.torch_model.regression import Affine, Sums, ridge
 
 KINDS = plugin_names("bridges")
 WIDTHS = [(4, 4), (4, 6), (6, 4)]

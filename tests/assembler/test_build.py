@@ -15,12 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hybridize.assembler import assemble, copying, staging
-from hybridize.assembler.assemble import build
-from hybridize.assembler.prover import LocalProver, ProcessProver
-from hybridize.assembler.verify import verify
-from hybridize.checkpoint import open_checkpoint
+from hybridize.assembler.build import assemble, copying
+from hybridize.assembler.build.assemble import build
+from hybridize.assembler.build.verify import verify
+from hybridize.assembler.worker.worker import LocalProver, ProcessProver
 from hybridize.errors import HybridizeError
+from hybridize.files import staging
+from hybridize.model.checkpoint import open_checkpoint
 from tests.assembler.stacks import (
     UNFITTED,
     assert_same,
@@ -347,7 +348,7 @@ def test_another_plan_does_not_go_on_with_an_interrupted_one(
 
 
 def test_two_builds_of_one_target_do_not_meet(donors: Path) -> None:
-    from hybridize.assembler.staging import Staging
+    from hybridize.files.staging import Staging
 
     with Staging(donors / "out"), pytest.raises(HybridizeError, match="another build"):
         build_in(donors, STACK)

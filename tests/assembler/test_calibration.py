@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from hybridize.assembler import calibration as module
-from hybridize.assembler.calibration import Calibration, gather, plan_calibration
-from hybridize.corpus import DOMAINS, Corpus
 from hybridize.errors import Finding, HybridizeError
-from hybridize.recipe import RecipeFile, load_recipe
+from hybridize.recipe.file import RecipeFile, load_recipe
+from hybridize.text import calibration as module
+from hybridize.text.built_in import DOMAINS, Corpus
+from hybridize.text.calibration import Calibration, gather, plan_calibration
 
 HEAD = "donors: {a: {model: x}}\nslots: [{from: a, layer: 1}]\n"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hybridize.assembler.comparison import Gap, chance, gaps, mean_gap, sum_error
+from hybridize.text.comparison import Gap, chance, gaps, mean_gap, sum_error
 
 # Two-sided 5 % points of Student's t, from printed tables.
 TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 10: 2.228, 29: 2.045, 120: 1.980}

@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from benchmarks.random_llama import write_llama
-from hybridize.assembler.donors import load_donor
-from hybridize.assembler.plan import Plan, make_plan
-from hybridize.assembler.plan_report import plan_as_dict, plan_table
+from hybridize.assembler.plan.planning import Plan, make_plan
+from hybridize.assembler.plan.report import plan_as_dict, plan_table
 from hybridize.errors import MOST, MOST_JSON, Finding, HybridizeError
-from hybridize.recipe import load_recipe
+from hybridize.model.donors import load_donor
+from hybridize.recipe.file import load_recipe
 from tests.assembler.stacks import save_donor
 
 LAYERS = 20

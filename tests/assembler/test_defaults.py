@@ -12,8 +12,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
-from hybridize.assembler.architectures import refusal
-from hybridize.assembler.defaults import class_default, text_type, ties_head
+from hybridize.architectures.defaults import class_default, text_type, ties_head
+from hybridize.architectures.refused import refusal
 from tests.tiny import all_causal_types
 
 ACCEPTED = [name for name in all_causal_types() if refusal(name) is None]
@@ -100,7 +100,7 @@ def test_an_unknown_type_has_no_defaults(model_type: str) -> None:
 
 def test_reading_defaults_loads_no_transformers() -> None:
     script = (
-        "import sys; from hybridize.assembler.defaults import class_default as d; "
+        "import sys; from hybridize.architectures.defaults import class_default as d; "
         "assert d('qwen3', 'vocab_size') == 151936; "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )

@@ -9,11 +9,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from hybridize.assembler.donors import locate, open_model
-from hybridize.assembler.inspection import depth_map
-from hybridize.checkpoint import open_checkpoint
 from hybridize.cli import main
 from hybridize.errors import HybridizeError
+from hybridize.model.checkpoint import open_checkpoint
+from hybridize.model.depth_map import depth_map
+from hybridize.model.donors import locate, open_model
 from tests.assembler.stacks import (
     UNFITTED,
     assert_same,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from hybridize.assembler.estimate import build_seconds, machine_of
-from hybridize.assembler.speed import Speed, remember
+from hybridize.assembler.plan.estimate import build_seconds, machine_of
 from hybridize.cli import main
+from hybridize.machine.speed import Speed, remember
 from tests.assembler.readers import save_reader, write_text
 from tests.assembler.stacks import plan_of
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from hybridize.assembler import fingerprints
-from hybridize.assembler.fingerprints import file_hash
+from hybridize.files import hashes as fingerprints
+from hybridize.files.hashes import file_hash
 
 
 @pytest.fixture

@@ -17,14 +17,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hybridize.assembler import assemble, pace, swap_controls
-from hybridize.assembler.assemble import Built, build
-from hybridize.assembler.calibration import NOT_MEASURED, gather
-from hybridize.assembler.fit_report import fit_table, loss_rows, verdict
-from hybridize.assembler.verify import verify
-from hybridize.assembler.windows import Domain, Reader, Windows, cut
+from hybridize.assembler.build import assemble
+from hybridize.assembler.build.assemble import Built, build
+from hybridize.assembler.build.fit_report import fit_table, loss_rows, verdict
+from hybridize.assembler.build.verify import verify
+from hybridize.assembler.fit import pace, swap_controls
 from hybridize.console import duration
 from hybridize.errors import HybridizeError
+from hybridize.text.calibration import NOT_MEASURED, gather
+from hybridize.torch_model.windows import Domain, Reader, Windows, cut
 from tests.assembler.readers import (
     code,
     in_another_basis,

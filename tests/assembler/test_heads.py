@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from hybridize.assembler.architectures import refusal
-from hybridize.assembler.donors import load_donor
-from hybridize.assembler.fit_report import fit_table
-from hybridize.assembler.loading import Weights, load_folder
-from hybridize.cpt.stack import read_stack
-from hybridize.diagnostics.subjects import check_heads, model_subject, recipe_subjects
+from hybridize.architectures.refused import refusal
+from hybridize.assembler.build.fit_report import fit_table
+from hybridize.cpt.plan.model_tensors import read_stack
+from hybridize.diagnostics.subject.subjects import check_heads, model_subject, recipe_subjects
 from hybridize.errors import HybridizeError
-from hybridize.recipe import load_recipe
+from hybridize.model.donors import load_donor
+from hybridize.recipe.file import load_recipe
+from hybridize.torch_model.loading import Weights, load_folder
 from tests.assembler.readers import save_reader, write_text
 from tests.assembler.stacks import build_in, load, plan_of, save_donor, write_recipe
 from tests.tiny import all_causal_types, tiny_config, tiny_model

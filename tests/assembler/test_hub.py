@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from hybridize.checkpoint import INDEX
+from hybridize.model.checkpoint import INDEX
 from tests.assembler.stacks import load, save_donor, write_recipe
 from tests.assembler.test_tokenization import write_tokenizer
 

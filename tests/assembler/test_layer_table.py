@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 from transformers import Cohere2Config, Gemma3TextConfig
 
-from hybridize.assembler.anatomy import Layer
-from hybridize.assembler.inspection import mixer_of
 from hybridize.cli import main
 from hybridize.errors import Finding, HybridizeError
+from hybridize.model.anatomy import Layer
+from hybridize.model.depth_map import mixer_of
 from tests.assembler.stacks import save_donor, write_recipe
 
 KINDS = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]

@@ -11,15 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hybridize.assembler.layout import (
-    OutTensor,
-    check_names,
-    hybrid_layout,
-    keep_fp32_names,
-)
-from hybridize.assembler.prover import LocalProver
-from hybridize.assembler.symbolic import NotBytewise, Piece, Symbolic
+from hybridize.assembler.worker.worker import LocalProver
 from hybridize.errors import HybridizeError
+from hybridize.torch_model.layout import OutTensor, check_names, hybrid_layout, keep_fp32_names
+from hybridize.torch_model.symbolic import NotBytewise, Piece, Symbolic
 from tests.assembler.inmemory import as_disk, assemble, depth, gather, hybrid_config, identity
 from tests.tiny import FAMILIES, tiny_model
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hybridize.assembler import lineage
-from hybridize.assembler.donors import Donor, load_donor
-from hybridize.assembler.lineage import TENSORS, Lineages, compare
-from hybridize.assembler.plan_report import plan_as_dict, plan_table
-from hybridize.checkpoint import open_checkpoint
+from hybridize.assembler.plan.report import plan_as_dict, plan_table
 from hybridize.console import show
+from hybridize.model import lineage
+from hybridize.model.checkpoint import open_checkpoint
+from hybridize.model.donors import Donor, load_donor
+from hybridize.model.lineage import TENSORS, Lineages, compare
 from tests.assembler.stacks import plan_of, save_donor
 from tests.tiny import tiny_model
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from hybridize.assembler import mapping
-from hybridize.assembler.assemble import build
-from hybridize.assembler.prover import LocalProver
-from hybridize.cpt import pretraining
+from hybridize.assembler.build.assemble import build
+from hybridize.assembler.worker.worker import LocalProver
+from hybridize.cpt.train import training as pretraining
 from hybridize.diagnostics import command as diagnosing
 from hybridize.errors import HybridizeError
+from hybridize.files import mapping
 from tests.assembler.readers import prose, save_reader
 from tests.assembler.stacks import UNFITTED, plan_of, save_donor
 from tests.cpt.test_training import prepare, train

@@ -29,16 +29,17 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from hybridize.assembler import merge_process, merging
-from hybridize.assembler.assemble import build
-from hybridize.assembler.merge_file import lost, read_merge_file
-from hybridize.assembler.merging import Merged, merged_donor
-from hybridize.assembler.plan import make_plan
-from hybridize.assembler.prover import LocalProver
-from hybridize.assembler.verify import verify
-from hybridize.checkpoint import TensorHeader, open_checkpoint
+from hybridize.assembler.build.assemble import build
+from hybridize.assembler.build.verify import verify
+from hybridize.assembler.merge import merging
+from hybridize.assembler.merge.merge_file import lost, read_merge_file
+from hybridize.assembler.merge.merging import Merged, merged_donor
+from hybridize.assembler.plan.planning import make_plan
+from hybridize.assembler.worker import merge_process
+from hybridize.assembler.worker.worker import LocalProver
 from hybridize.errors import HybridizeError
-from hybridize.recipe import load_recipe
+from hybridize.model.checkpoint import TensorHeader, open_checkpoint
+from hybridize.recipe.file import load_recipe
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,

@@ -19,14 +19,9 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import model_type_to_module_name
 
-from hybridize.assembler.architectures import refusal
-from hybridize.assembler.native import (
-    NotExpressible,
-    _shortest_period,
-    obstacle,
-    rewrite_depth,
-)
-from hybridize.assembler.proof import LAYER_NUMBERS, NativeProof, prove_native
+from hybridize.architectures.native import NotExpressible, _shortest_period, obstacle, rewrite_depth
+from hybridize.architectures.refused import refusal
+from hybridize.assembler.worker.proof import LAYER_NUMBERS, NativeProof, prove_native
 from tests.tiny import DEPTH, FAMILIES, all_causal_types, tiny_config, tiny_model
 
 Picks = Sequence[tuple[str, int]]
@@ -458,7 +453,7 @@ def test_proofs_do_not_depend_on_the_hash_seed() -> None:
     """mergekit takes configs in set order; the same recipe must give the same bytes."""
     script = (
         "import json; from tests.tiny import tiny_config; "
-        "from hybridize.assembler.proof import prove_native; "
+        "from hybridize.assembler.worker.proof import prove_native; "
         "made = lambda t: json.loads(tiny_config(t).to_json_string()); "
         "picks = [('a', 3), ('b', 0), ('a', 1)]; "
         "print([prove_native({'a': made(t), 'b': made(t)}, picks, embeddings='b', head='a', "

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from hybridize.assembler.plan import make_plan
-from hybridize.assembler.plan_report import num_bytes, num_parameters, plan_as_dict
-from hybridize.assembler.stack import State
+from hybridize.assembler.plan.planning import make_plan
+from hybridize.assembler.plan.report import num_bytes, num_parameters, plan_as_dict
 from hybridize.errors import HybridizeError
-from hybridize.recipe import load_recipe
+from hybridize.model.states import State
+from hybridize.recipe.file import load_recipe
 from tests.assembler.stacks import UNFITTED, plan_of, save_donor
 
 

@@ -10,15 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from hybridize.assembler import precision
-from hybridize.assembler.copying import same_bytes
-from hybridize.assembler.donors import load_donor
-from hybridize.assembler.fingerprints import content_hash
-from hybridize.assembler.loading import Weights
-from hybridize.assembler.precision import compute_dtype
-from hybridize.assembler.stack import State
-from hybridize.assembler.streams import Stream
-from hybridize.checkpoint import open_checkpoint
+from hybridize.files.hashes import content_hash
+from hybridize.machine import precision
+from hybridize.machine.precision import compute_dtype
+from hybridize.model.checkpoint import open_checkpoint, same_bytes
+from hybridize.model.donors import load_donor
+from hybridize.model.states import State
+from hybridize.torch_model.loading import Weights
+from hybridize.torch_model.stream import Stream
 from tests.assembler.readers import prose, save, tokenizer, write_text
 from tests.assembler.stacks import build_in
 from tests.tiny import tiny_model

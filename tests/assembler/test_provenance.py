@@ -11,15 +11,15 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from hybridize.assembler import assemble
-from hybridize.assembler.merge_file import read_merge_file
-from hybridize.assembler.merging import _record
-from hybridize.assembler.prover import LocalProver
-from hybridize.assembler.verify import verify
-from hybridize.checkpoint import read_json
+from hybridize.assembler.build import assemble
+from hybridize.assembler.build.verify import verify
+from hybridize.assembler.merge.merge_file import read_merge_file
+from hybridize.assembler.merge.merging import _record
+from hybridize.assembler.worker.worker import LocalProver
 from hybridize.cli import main
-from hybridize.portable import portable, portable_text
-from hybridize.positions import parse_yaml
+from hybridize.model.checkpoint import read_json
+from hybridize.recipe.portable import portable, portable_text
+from hybridize.recipe.yaml_source import parse_yaml
 from tests.assembler.readers import save_reader, write_text
 from tests.assembler.stacks import build_in, write_recipe
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybridize.assembler.regression import LAMBDAS, Affine, Sums, procrustes, ridge
+from hybridize.torch_model.regression import LAMBDAS, Affine, Sums, procrustes, ridge
 
 
 def data(tokens: int = 600, width_in: int = 12, width_out: int = 9) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import StaticCache, Trainer, TrainingArguments
 
-import hybridize.assembler.runtime.modeling_hybridize as runtime_file
-from hybridize.assembler.architectures import refusal
-from hybridize.assembler.runtime import HybridForCausalLM
+import hybridize.runtime.modeling_hybridize as runtime_file
+from hybridize.architectures.refused import refusal
+from hybridize.runtime import HybridForCausalLM
 from tests.assembler.inmemory import assemble, fill, hybrid_config, identity
 from tests.assembler.test_runtime_stacks import (
     STACKS,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from hybridize.assembler.architectures import refusal
-from hybridize.assembler.runtime import HybridForCausalLM
+from hybridize.architectures.refused import refusal
+from hybridize.runtime import HybridForCausalLM
 from tests.assembler.inmemory import assemble, identity
 from tests.assembler.test_runtime_stacks import (
     STACKS,

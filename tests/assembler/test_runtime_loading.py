@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
-import hybridize.assembler.runtime as runtime
+import hybridize.runtime as runtime
 from hybridize import registration
-from hybridize.assembler.architectures import refusal
-from hybridize.assembler.runtime import HybridForCausalLM, HybridModel
+from hybridize.architectures.refused import refusal
+from hybridize.runtime import HybridForCausalLM, HybridModel
 from tests.assembler.inmemory import assemble, identity
 from tests.assembler.test_runtime_stacks import (
     STACKS,
@@ -139,7 +139,7 @@ ANNOUNCED = """
 import hybridize.registration; hybridize.registration.install()
 assert "transformers" not in sys.modules
 from transformers import AutoConfig, CONFIG_MAPPING
-assert "hybridize" in CONFIG_MAPPING and "hybridize.assembler.runtime" not in sys.modules
+assert "hybridize" in CONFIG_MAPPING and "hybridize.runtime" not in sys.modules
 """
 
 
@@ -147,7 +147,7 @@ assert "hybridize" in CONFIG_MAPPING and "hybridize.assembler.runtime" not in sy
     ("imports", "trust", "expected"),
     [
         ("", True, "transformers_modules"),
-        (ANNOUNCED, None, "hybridize.assembler.runtime.modeling_hybridize True"),
+        (ANNOUNCED, None, "hybridize.runtime.modeling_hybridize True"),
     ],
 )
 def test_a_new_process_loads_a_hybrid(

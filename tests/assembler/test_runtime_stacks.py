@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from hybridize.assembler.runtime import HybridForCausalLM
+from hybridize.runtime import HybridForCausalLM
 from tests.assembler.inmemory import assemble, depth
 from tests.tiny import tiny_config, tiny_model
 

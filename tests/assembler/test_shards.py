@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from hybridize.assembler.shards import Output, lay_out
-from hybridize.checkpoint import BITS, SINGLE
+from hybridize.model.checkpoint import BITS, SINGLE
+from hybridize.model.shards import Output, lay_out
 
 SHAPES = st.lists(st.integers(0, 9), max_size=3).map(tuple)
 OUTPUTS = st.lists(st.tuples(st.sampled_from(["F64", "F32", "BF16", "U8"]), SHAPES), min_size=1)

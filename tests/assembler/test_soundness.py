@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hybridize.assembler.architectures import refusal
-from hybridize.assembler.donors import load_donor, open_model
-from hybridize.assembler.inspection import depth_map
-from hybridize.assembler.soundness import contradictions, unsound
-from hybridize.checkpoint import open_checkpoint
+from hybridize.architectures.refused import refusal
 from hybridize.errors import HybridizeError
+from hybridize.model.checkpoint import open_checkpoint
+from hybridize.model.depth_map import depth_map
+from hybridize.model.donors import load_donor, open_model
+from hybridize.model.soundness import contradictions, unsound
 from tests.assembler.stacks import build_in, load, plan_of, save_donor
 from tests.tiny import all_causal_types, tiny_model
 

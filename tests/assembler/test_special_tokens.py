@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import GenerationConfig
 
-from hybridize.assembler.special_tokens import agreed
+from hybridize.model.special_tokens import agreed
 from tests.assembler.stacks import UNFITTED, build_in, load, plan_of, save_donor
 from tests.assembler.test_tokenization import splitting
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hybridize.assembler import speed, timing
-from hybridize.assembler.speed import Speed, known_speed, remember
-from hybridize.assembler.timing import measure_speed
+from hybridize.machine import speed, timing
+from hybridize.machine.speed import Speed, known_speed, remember
+from hybridize.machine.timing import measure_speed
 
 FAST = Speed(
     device="cpu",

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from hybridize.assembler import streams
-from hybridize.assembler.donors import load_donor
-from hybridize.assembler.loading import Weights
-from hybridize.assembler.stack import State
-from hybridize.assembler.streams import Stream
+from hybridize.model.donors import load_donor
+from hybridize.model.states import State
+from hybridize.torch_model import stream as streams
+from hybridize.torch_model.loading import Weights
+from hybridize.torch_model.stream import Stream
 from tests.assembler.stacks import build_in, load, save_donor
 
 TYPES = ["llama", "gemma2", "qwen3_next", "mamba2", "jamba", "olmo_hybrid", "gpt2"]

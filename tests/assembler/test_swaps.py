@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hybridize.assembler.prover import LocalProver
-from hybridize.assembler.stack import State
-from hybridize.assembler.verify import verify
+from hybridize.assembler.build.verify import verify
+from hybridize.assembler.worker.worker import LocalProver
+from hybridize.model.states import State
 from tests.assembler.stacks import assert_same, build_in, generate, load, save_donor, tokens
 
 SIDES = ("enter", "leave")

@@ -20,12 +20,12 @@ from transformers.models.auto.tokenization_auto import (
     TOKENIZER_MAPPING_NAMES,
 )
 
-from hybridize.assembler.prover import LocalProver
-from hybridize.assembler.tokenization import PROBE, fingerprint, keep_ids, open_tokenizer, read
-from hybridize.assembler.verify import verify
-from hybridize.assembler.windows import Reader
+from hybridize.assembler.build.verify import verify
+from hybridize.assembler.worker.worker import LocalProver
 from hybridize.cpt.data.tokens import Tokens
 from hybridize.errors import CheckFailed, HybridizeError
+from hybridize.torch_model.tokenization import PROBE, fingerprint, keep_ids, open_tokenizer, read
+from hybridize.torch_model.windows import Reader
 from tests.assembler.readers import code, prose
 from tests.assembler.stacks import build_in, save_donor
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from hybridize.assembler.prover import LocalProver
-from hybridize.assembler.tokenizer_files import tokenizer_code, tokenizer_files
-from hybridize.assembler.verify import verify
+from hybridize.assembler.build.verify import verify
+from hybridize.assembler.worker.worker import LocalProver
+from hybridize.model.tokenizer_files import tokenizer_code, tokenizer_files
 from tests.assembler.stacks import build_in, plan_of, save_donor
 from tests.assembler.test_tokenization import write_tokenizer
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from hybridize.assembler.fingerprints import content_hash
-from hybridize.assembler.manifest import is_sealed, sealed
-from hybridize.assembler.prover import LocalProver
-from hybridize.assembler.verify import Verification, verify
-from hybridize.checkpoint import open_checkpoint
+from hybridize.assembler.build.verify import Verification, verify
+from hybridize.assembler.worker.worker import LocalProver
 from hybridize.errors import HybridizeError
+from hybridize.files.hashes import content_hash
+from hybridize.model.checkpoint import open_checkpoint
+from hybridize.model.manifest import is_sealed, sealed
 from tests.assembler.stacks import UNFITTED, build_in, save_donor
 
 RECIPE = {

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from hybridize.assembler.assemble import prove_target
-from hybridize.assembler.donors import Donor, load_donor
-from hybridize.assembler.prover import LocalProver
-from hybridize.assembler.tokenization import open_tokenizer
-from hybridize.assembler.vocabulary import shared_tokens
+from hybridize.assembler.build.assemble import prove_target
+from hybridize.assembler.worker.worker import LocalProver
 from hybridize.errors import HybridizeError
+from hybridize.model.donors import Donor, load_donor
+from hybridize.model.vocabulary import shared_tokens
+from hybridize.torch_model.tokenization import open_tokenizer
 from tests.assembler.readers import code, prose, tokenizer
 from tests.assembler.stacks import UNFITTED, build_in, plan_of, save_donor
 

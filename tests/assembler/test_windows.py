@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
-from hybridize.assembler import windows
-from hybridize.assembler.windows import Domain, Encoded, Reader, align, cut
 from hybridize.errors import HybridizeError
+from hybridize.torch_model import windows
+from hybridize.torch_model.windows import Domain, Encoded, Reader, align, cut
 from tests.assembler.readers import code, prose, tokenizer
 
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hybridize.assembler.architectures import REFUSED_WRAPPERS, wrapper_refusal
-from hybridize.assembler.donors import load_donor
-from hybridize.assembler.loading import load_folder
-from hybridize.checkpoint import open_checkpoint
+from hybridize.architectures.refused import REFUSED_WRAPPERS, wrapper_refusal
 from hybridize.errors import HybridizeError
+from hybridize.model.checkpoint import open_checkpoint
+from hybridize.model.donors import load_donor
+from hybridize.torch_model.loading import load_folder
 from tests.assembler.stacks import build_in, load, plan_of, save_donor
 from tests.tiny import tiny_model
 from tests.wrappers import all_wrappers, tiny_whole, whole_class

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from hybridize.cpt.dropout import Dropout
-from hybridize.cpt.forward import Forward, checkpoint_slots
+from hybridize.cpt.train.dropout import Dropout
+from hybridize.cpt.train.forward import Forward, checkpoint_slots
 from tests.assembler.stacks import load, save_donor
 from tests.cpt.test_engines import done, start
 from tests.cpt.test_forward import gradients, of_transformers, opened, rows

@@ -19,8 +19,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from hybridize.assembler.verify import verify
-from hybridize.cpt.engine import asked_engine, engine_in_use
+from hybridize.assembler.build.verify import verify
+from hybridize.cpt.backends.engine import asked_engine, engine_in_use
 from hybridize.errors import CheckFailed, HybridizeError
 from tests.assembler.stacks import build_in, write_recipe
 from tests.cpt.test_training import prepare, tensors, train

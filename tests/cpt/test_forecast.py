@@ -12,10 +12,10 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from hybridize.cpt.costs import active_experts, parts
-from hybridize.cpt.forecast import Forecast, forecast
-from hybridize.cpt.policy import Entry, resolve
-from hybridize.cpt.stack import Stack, read_stack
+from hybridize.cpt.plan.costs import active_experts, parts
+from hybridize.cpt.plan.forecast import Forecast, forecast
+from hybridize.cpt.plan.model_tensors import Stack, read_stack
+from hybridize.cpt.plan.policy import Entry, resolve
 from hybridize.errors import HybridizeError
 from tests.assembler.stacks import build_in, load, save_donor
 

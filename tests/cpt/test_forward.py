@@ -12,19 +12,19 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from hybridize.cpt import forward as forwards
 from hybridize.cpt.data.blocks import IGNORED
-from hybridize.cpt.forward import (
+from hybridize.cpt.plan.model_tensors import read_stack
+from hybridize.cpt.plan.policy import Entry, resolve
+from hybridize.cpt.train import forward as forwards
+from hybridize.cpt.train.forward import (
     Forward,
     checkpoint_slots,
     compile_slots,
     narrow_norms,
     share_masks,
 )
-from hybridize.cpt.isolation import isolates
-from hybridize.cpt.policy import Entry, resolve
-from hybridize.cpt.stack import read_stack
-from hybridize.cpt.tuning import Tuned, let_learn, open_model
+from hybridize.cpt.train.isolation import isolates
+from hybridize.cpt.train.trainable_model import Tuned, let_learn, open_model
 from tests.assembler.stacks import UNFITTED, build_in, load, save_donor
 from tests.tiny import FAMILIES, tiny_model
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from hybridize.cpt import checkpoints
-from hybridize.cpt.engine import check_wrapped
+from hybridize.cpt.backends.engine import check_wrapped
+from hybridize.cpt.state import checkpoints
 from hybridize.errors import HybridizeError
 from tests.cpt.test_options import changed, ended
 from tests.cpt.test_training import broken_off, prepare, tensors, train
@@ -22,7 +22,7 @@ LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from hybridize.cli import main
-import hybridize.cpt.pretraining
+import hybridize.cpt.train.training
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 main(sys.argv[2:])
 """

@@ -17,20 +17,22 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from hybridize.assembler.manifest import sealed
-from hybridize.assembler.verify import verify
+from hybridize.assembler.build.verify import verify
 from hybridize.cli import main
-from hybridize.cpt import checkpoints, guards, saving
-from hybridize.cpt.checkpoints import mean
 from hybridize.cpt.data.prefix import Prefix
-from hybridize.cpt.guards import Guards
-from hybridize.cpt.metrics import forget
-from hybridize.cpt.plan import CptPlan, plan_training
-from hybridize.cpt.saving import SaveClock
-from hybridize.cpt.stack import read_stack
+from hybridize.cpt.plan import saving
+from hybridize.cpt.plan.model_tensors import read_stack
+from hybridize.cpt.plan.planning import CptPlan, plan_training
+from hybridize.cpt.plan.saving import SaveClock
+from hybridize.cpt.state import checkpoints
+from hybridize.cpt.state.checkpoints import mean
+from hybridize.cpt.state.metrics import forget
+from hybridize.cpt.train import guards
+from hybridize.cpt.train.guards import Guards
 from hybridize.errors import CheckFailed
-from hybridize.recipe import load_recipe
-from hybridize.recipe_sections import CptSpec, GuardsSpec
+from hybridize.model.manifest import sealed
+from hybridize.recipe.file import load_recipe
+from hybridize.recipe.sections import CptSpec, GuardsSpec
 from tests.assembler.readers import code, prose, save_reader
 from tests.assembler.stacks import build_in, write_recipe
 from tests.cpt.test_training import DATA, SMALL, broken_off, prepare, tensors, train

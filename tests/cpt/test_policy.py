@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 from transformers import PreTrainedModel
 
-from hybridize.cpt.freeze.patterns import matches
-from hybridize.cpt.policy import Entry, Policy, auto, difference, resolve
-from hybridize.cpt.stack import Stack, Tensor, read_stack
+from hybridize.cpt.plan.model_tensors import Stack, Tensor, read_stack
+from hybridize.cpt.plan.policy import Entry, Policy, auto, difference, resolve
+from hybridize.cpt.trainable.patterns import matches
 from hybridize.errors import HybridizeError
 from hybridize.plugins import load_plugin, plugin_names
 from tests.assembler.stacks import build_in, load, save_donor

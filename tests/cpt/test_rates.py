@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from hybridize.cli import main
-from hybridize.cpt.policy import Entry, resolve
-from hybridize.cpt.rates import rate_lines, rates_of
-from hybridize.cpt.stack import Stack, read_stack
-from hybridize.recipe_sections import CptSpec
+from hybridize.cpt.plan.model_tensors import Stack, read_stack
+from hybridize.cpt.plan.policy import Entry, resolve
+from hybridize.cpt.plan.rates import rate_lines, rates_of
+from hybridize.recipe.sections import CptSpec
 from tests.assembler.stacks import UNFITTED, build_in, save_donor, write_recipe
 
 

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 
 from hybridize.cli import main
 from hybridize.console import duration
-from hybridize.cpt.plan import plan_training
-from hybridize.cpt.timing import Timing, peak_memory
-from hybridize.recipe import load_recipe
+from hybridize.cpt.plan.planning import plan_training
+from hybridize.cpt.train.timing import Timing, peak_memory
+from hybridize.recipe.file import load_recipe
 from tests.cpt.test_options import changed
 from tests.cpt.test_training import prepare, train
 

@@ -20,13 +20,13 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from hybridize.assembler.verify import verify
-from hybridize.checkpoint import open_checkpoint
+from hybridize.assembler.build.verify import verify
 from hybridize.cli import main
 from hybridize.cpt.command import run
-from hybridize.cpt.isolation import isolates
-from hybridize.cpt.target import find_target
-from hybridize.cpt.tuning import open_model
+from hybridize.cpt.plan.target import find_target
+from hybridize.cpt.train.isolation import isolates
+from hybridize.cpt.train.trainable_model import open_model
+from hybridize.model.checkpoint import open_checkpoint
 from tests.assembler.readers import code, prose, save_reader
 from tests.assembler.stacks import UNFITTED, build_in, write_recipe
 from tests.tiny import FAMILIES

@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from hybridize.cli import main
-from hybridize.diagnostics import diagnosis, scoring
-from hybridize.diagnostics.budget import Rate, candidates, choices, overruns
-from hybridize.diagnostics.effort import Effort
-from hybridize.diagnostics.trace import Curve, Trace, read_document
-from hybridize.diagnostics.variants import Variant
-from hybridize.recipe_sections import DiagnosticsSpec
+from hybridize.diagnostics.measure import diagnosis, scoring
+from hybridize.diagnostics.measure.budget import Rate, candidates, choices, overruns
+from hybridize.diagnostics.measure.effort import Effort
+from hybridize.diagnostics.measure.variants import Variant
+from hybridize.diagnostics.subject.trace import Curve, Trace, read_document
+from hybridize.recipe.sections import DiagnosticsSpec
 from tests.assembler.readers import write_text
 from tests.diagnostics.donors import DEPTH, save_trained
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hybridize.cli import main
-from hybridize.diagnostics.trace import Document, read_document
+from hybridize.diagnostics.subject.trace import Document, read_document
 from tests.assembler.readers import prose, save, save_reader, write_text
 from tests.assembler.stacks import build_in, write_recipe
 from tests.diagnostics.donors import DEPTH, save_trained

@@ -18,17 +18,17 @@ from torch import Generator, Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks.naive_forwards import layers_of
-from hybridize.assembler.anatomy import MIXERS, MLPS
-from hybridize.assembler.bridges.block import is_output
-from hybridize.assembler.donors import load_donor
-from hybridize.assembler.loading import Parts, Weights
-from hybridize.diagnostics import measures
-from hybridize.diagnostics.measures import LN2, jensen_shannon
-from hybridize.diagnostics.scoring import curves_of, set_of
-from hybridize.diagnostics.sheets import Points, Sheet
-from hybridize.diagnostics.sweep import Swept, sweep
-from hybridize.diagnostics.trace import Curve, Set
-from hybridize.diagnostics.variants import PARTS, Variant, all_variants
+from hybridize.architectures.residual import is_output
+from hybridize.diagnostics.measure import measures
+from hybridize.diagnostics.measure.measures import LN2, jensen_shannon
+from hybridize.diagnostics.measure.scoring import curves_of, set_of
+from hybridize.diagnostics.measure.sheets import Points, Sheet
+from hybridize.diagnostics.measure.sweep import Swept, sweep
+from hybridize.diagnostics.measure.variants import PARTS, Variant, all_variants
+from hybridize.diagnostics.subject.trace import Curve, Set
+from hybridize.model.anatomy import MIXERS, MLPS
+from hybridize.model.donors import load_donor
+from hybridize.torch_model.loading import Parts, Weights
 from tests.assembler.readers import in_another_basis
 from tests.assembler.stacks import load
 from tests.tiny import FAMILIES, tiny_model

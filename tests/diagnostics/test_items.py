@@ -21,8 +21,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hybridize.diagnostics.items import Item, brought, find_items, read_items
 from hybridize.diagnostics.probes._words import NOUNS, PEOPLE
+from hybridize.diagnostics.subject.items import Item, brought, find_items, read_items
 from hybridize.errors import HybridizeError
 from hybridize.plugins import plugin_names
 
@@ -73,7 +73,7 @@ class TestBroughtSets:
 
     def test_every_run_has_the_same_items(self) -> None:
         code = (
-            "from hybridize.diagnostics.items import brought, plugin_names\n"
+            "from hybridize.diagnostics.subject.items import brought, plugin_names\n"
             "for name in plugin_names('probes'):\n"
             "    assert brought(name) == brought(name)\n"
             "    print(repr(brought(name)))"

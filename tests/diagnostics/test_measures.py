@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from hybridize.assembler.regression import LAMBDAS
-from hybridize.diagnostics import measures
-from hybridize.diagnostics.lenses import HELD_OUT, Lens, fit_lens
-from hybridize.diagnostics.measures import LN2, jensen_shannon, sensitivity
+from hybridize.diagnostics.measure import measures
+from hybridize.diagnostics.measure.lenses import HELD_OUT, Lens, fit_lens
+from hybridize.diagnostics.measure.measures import LN2, jensen_shannon, sensitivity
+from hybridize.torch_model.regression import LAMBDAS
 
 quick = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 10**6)

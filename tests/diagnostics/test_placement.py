@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from hybridize.diagnostics.recommendation.placement import (
+from hybridize.diagnostics.recommendation.prior.placement import (
     GATE,
     PARTS,
     Estimate,

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hybridize.cli import main
-from hybridize.diagnostics.items import Item, find_items
-from hybridize.diagnostics.trace import Trace, read_document
+from hybridize.diagnostics.subject.items import Item, find_items
+from hybridize.diagnostics.subject.trace import Trace, read_document
 from tests.assembler.readers import prose, write_text
 from tests.assembler.stacks import write_recipe
 from tests.diagnostics.donors import save_trained

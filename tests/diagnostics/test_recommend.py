@@ -13,18 +13,18 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from hybridize.assembler.comparison import mean_gap
-from hybridize.assembler.plan import make_plan
+from hybridize.assembler.plan.planning import make_plan
 from hybridize.cli import main
-from hybridize.diagnostics import diagnosis
-from hybridize.diagnostics.budget import Rate
-from hybridize.diagnostics.recommendation import assembling, recommending
-from hybridize.diagnostics.recommendation.candidates import worthless
+from hybridize.diagnostics.measure import diagnosis
+from hybridize.diagnostics.measure.budget import Rate
 from hybridize.diagnostics.recommendation.outcome import verdict
-from hybridize.diagnostics.recommendation.placement import Estimate, Placement, Run, Spot
-from hybridize.diagnostics.recommendation.recommending import Candidate, Recommendation
-from hybridize.diagnostics.target import Options, with_options
-from hybridize.recipe import load_recipe
+from hybridize.diagnostics.recommendation.prior.candidates import worthless
+from hybridize.diagnostics.recommendation.prior.placement import Estimate, Placement, Run, Spot
+from hybridize.diagnostics.recommendation.trial import assembling, recommending
+from hybridize.diagnostics.recommendation.trial.recommending import Candidate, Recommendation
+from hybridize.diagnostics.subject.target import Options, with_options
+from hybridize.recipe.file import load_recipe
+from hybridize.text.comparison import mean_gap
 from tests.assembler.readers import save_reader, write_text
 from tests.assembler.stacks import build_in, write_recipe
 from tests.assembler.test_heads import base_alone

@@ -17,7 +17,7 @@ from hybridize.diagnostics.report.html import report_html
 from hybridize.diagnostics.report.summary import summary
 from hybridize.diagnostics.report.table import bar, trace_table
 from hybridize.diagnostics.report.words import number, numbers
-from hybridize.diagnostics.trace import (
+from hybridize.diagnostics.subject.trace import (
     Boundary,
     Curve,
     Document,

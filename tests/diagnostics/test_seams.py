@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridize.assembler.windows import Domain, Windows
-from hybridize.diagnostics.recommendation import seams
-from hybridize.diagnostics.recommendation.placement import Spot
-from hybridize.diagnostics.recommendation.seams import Apart
-from hybridize.diagnostics.subjects import model_subject
+from hybridize.diagnostics.recommendation.prior.placement import Spot
+from hybridize.diagnostics.recommendation.trial import seams
+from hybridize.diagnostics.recommendation.trial.seams import Apart
+from hybridize.diagnostics.subject.subjects import model_subject
+from hybridize.torch_model.windows import Domain, Windows
 from tests.assembler.readers import code, in_another_basis, prose, save, tokenizer
 from tests.diagnostics.donors import save_trained, trained
 

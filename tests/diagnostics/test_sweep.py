@@ -16,17 +16,17 @@ import torch
 from torch import Generator, Tensor, nn
 
 from benchmarks.naive_forwards import layers_of, naive_js, naive_logits, perturbing
-from hybridize.assembler.donors import load_donor
-from hybridize.assembler.loading import Parts, Weights, built_parts
-from hybridize.assembler.precision import AUTO
-from hybridize.assembler.streams import Stream
-from hybridize.checkpoint import open_checkpoint
-from hybridize.diagnostics import measures
-from hybridize.diagnostics.sheets import Points, Sheet
-from hybridize.diagnostics.sweep import Swept, layer_tokens, sweep
-from hybridize.diagnostics.variants import PARTS, Variant, all_variants, has_part, perturbed
+from hybridize.diagnostics.measure import measures
+from hybridize.diagnostics.measure.sheets import Points, Sheet
+from hybridize.diagnostics.measure.sweep import Swept, layer_tokens, sweep
+from hybridize.diagnostics.measure.variants import PARTS, Variant, all_variants, has_part, perturbed
 from hybridize.errors import CheckFailed
+from hybridize.machine.precision import AUTO
+from hybridize.model.checkpoint import open_checkpoint
+from hybridize.model.donors import load_donor
 from hybridize.plugins import load_plugin, plugin_names
+from hybridize.torch_model.loading import Parts, Weights, built_parts
+from hybridize.torch_model.stream import Stream
 from tests.assembler.stacks import build_in, load, save_donor
 from tests.tiny import tiny_model
 
@@ -411,7 +411,7 @@ class TestGroups:
         parts, sheets = parts_of(tmp_path), [*lens(), sheet(rows(0))]
         variants = all_variants(NAIVE, parts=PARTS, seeds=1)
         whole = swept(parts, sheets, variants)
-        monkeypatch.setattr("hybridize.diagnostics.sweep.LOGITS", 5 * 64)
+        monkeypatch.setattr("hybridize.diagnostics.measure.sweep.LOGITS", 5 * 64)
         few = swept(parts, sheets, variants)
         assert far(js_of(whole), js_of(few)) < 1e-6
         assert far(whole.read[0].logp["ridge"], few.read[0].logp["ridge"]) < 1e-4

@@ -18,7 +18,6 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hybridize.assembler.windows import Reader
 from hybridize.cpt.data import blocks, dividing, text
 from hybridize.cpt.data import tokens as tokens_module
 from hybridize.cpt.data.blocks import Blocks, Document, digest, pack
@@ -26,7 +25,8 @@ from hybridize.cpt.data.packing import NOTE, STAGING, STALE
 from hybridize.cpt.data.text import Source, gather_sources
 from hybridize.cpt.data.tokens import Tokens
 from hybridize.errors import HybridizeError
-from hybridize.recipe import RecipeFile, load_recipe
+from hybridize.recipe.file import RecipeFile, load_recipe
+from hybridize.torch_model.windows import Reader
 from tests.assembler.readers import VOCABULARY, code, prose, tokenizer
 from tests.assembler.stacks import write_recipe
 from tests.test_text import write_lines, write_parquet

@@ -1,0 +1,1 @@
+"""Bridges fitted and measured on text."""

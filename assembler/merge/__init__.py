@@ -1,0 +1,1 @@
+"""Donors that mergekit makes first."""

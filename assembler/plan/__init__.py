@@ -1,0 +1,1 @@
+"""From a recipe to a plan: donors, slots, bridges, what it costs. No torch."""

@@ -1,0 +1,1 @@
+"""The second process of a build, which has torch."""

@@ -1,0 +1,1 @@
+"""Processes, and the engines that spread a training over them."""

@@ -1,0 +1,1 @@
+"""From a recipe to a plan of training: what learns, how fast, what it costs. No torch."""

@@ -1,0 +1,1 @@
+"""Training: what happens in a run, a stage and a step."""

@@ -1,0 +1,1 @@
+"""Models perturbed and measured, layer by layer."""

@@ -1,0 +1,1 @@
+"""What the prior says of donors' layers, as placements and as recipes. No torch."""

@@ -1,0 +1,1 @@
+"""Placements assembled in memory and measured beside their controls."""

@@ -1,0 +1,1 @@
+"""Every table of model families, each entry with its reason. No torch."""

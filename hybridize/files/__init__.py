@@ -1,0 +1,1 @@
+"""Files and folders: read, hashed, written all at once or not at all."""

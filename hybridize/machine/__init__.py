@@ -1,0 +1,1 @@
+"""This machine: its devices, how fast it is, and how its threads and processes behave."""

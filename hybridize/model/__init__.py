@@ -1,0 +1,1 @@
+"""A model folder as its files tell it, without torch."""

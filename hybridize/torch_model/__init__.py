@@ -1,0 +1,1 @@
+"""Models in torch: their tensors, layers and states, read from any checkpoint."""
