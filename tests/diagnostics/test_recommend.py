@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -24,6 +25,7 @@ from hybridize.diagnostics.recommendation.trial import assembling, recommending
 from hybridize.diagnostics.recommendation.trial.recommending import Candidate, Recommendation
 from hybridize.diagnostics.subject.target import Options, with_options
 from hybridize.recipe.file import load_recipe
+from hybridize.recipe.sections import PlacementSpec
 from hybridize.text.comparison import mean_gap
 from tests.assembler.readers import save_reader, write_text
 from tests.assembler.stacks import build_in, write_recipe
@@ -51,6 +53,7 @@ def recommend(file: Path, *options: str, exit_code: int = 0) -> Any:
         told = done.stderr.splitlines()
         assert re.fullmatch("diagnosing: about .+", told[0])
         assert any(re.fullmatch("assembling 1: .+: about .+", line) for line in told)
+        assert any(re.match(r"placement 1: \d\.\d{3} nats per byte", line) for line in told)
     return json.loads(done.stdout)
 
 
@@ -305,6 +308,32 @@ def test_a_budget_chooses_how_much_is_perturbed_in_donors_and_placements(
     assert "more than the budget of 10 min" in done.stderr
     assert perturbed
     assert all(256 < tokens <= 320 + 64 for tokens in perturbed)  # whole stretches
+
+
+def test_more_placements_are_tried_while_none_is_sound_and_that_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each takes minutes on real models: eight were tried in place of two, without a word."""
+    check: Any = object.__new__(recommending._Check)
+    check.recipe = SimpleNamespace(recipe=SimpleNamespace(placement=PlacementSpec(top=2)))
+    ranked: list[Any] = [SimpleNamespace(sound=i > 2) for i in range(6)]
+    check.one = lambda label, placement: placement
+    assert check.best_of(ranked) == ranked[:4]
+    said = "none of the best 2 is sound: the next are tried, up to the 6th\n"
+    assert capsys.readouterr().err == said
+    assert check.best_of(ranked[3:]) == ranked[3:5]
+    assert capsys.readouterr().err == ""
+
+
+def test_the_summary_of_a_placement_says_what_speaks_against_it() -> None:
+    one = outcome(_1=BAD).candidates[0]
+    assert one.summary == "1.245 nats per byte"
+    assert one.measured is not None
+    alarmed: Any = SimpleNamespace(fit=one.measured.fit, alarms=("a", "b"))
+    weak = dataclasses.replace(one, measured=alarmed)
+    assert weak.summary == "1.245 nats per byte; rejected: a; b"
+    refused = dataclasses.replace(one, measured=None, refused="no such layer")
+    assert refused.summary == "cannot be built: no such layer"
 
 
 def test_the_measurement_overrules_the_score_where_it_is_certain() -> None:

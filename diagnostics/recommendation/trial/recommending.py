@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from hybridize.assembler.plan.planning import Plan, make_plan
-from hybridize.console import share_progress, token_progress
+from hybridize.console import say, share_progress, token_progress
 from hybridize.diagnostics.measure.budget import BUDGET, fewer, seeds_of
 from hybridize.diagnostics.measure.diagnosis import Material, diagnose_on, gather_material
 from hybridize.diagnostics.measure.variants import all_variants
@@ -80,6 +81,15 @@ class Candidate:
     def behind(self, other: Candidate) -> float:
         """By how many nats per byte its loss is above another's."""
         return self.beside(other).value
+
+    @property
+    def summary(self) -> str:
+        """In a line: what it loses, and what speaks against it."""
+        if self.measured is None:
+            return f"cannot be built: {self.refused}"
+        loss = fmean(domain["per_byte"] for domain in self.losses.values())
+        alarms = self.measured.alarms
+        return f"{loss:.3f} nats per byte" + (f"; rejected: {'; '.join(alarms)}" if alarms else "")
 
     @property
     def losses(self) -> Losses:
@@ -296,10 +306,13 @@ class _Check:
     def best_of(self, ranked: Sequence[Placement]) -> list[Candidate]:
         """The best few by score; more of them, if none of these is sound."""
         top = (self.recipe.recipe.placement or PlacementSpec()).top
+        most = min(PATIENCE * top, len(ranked))
         found: list[Candidate] = []
-        for i, placement in enumerate(ranked[: PATIENCE * top], 1):
+        for i, placement in enumerate(ranked[:most], 1):
             if i > top and any(candidate.sound for candidate in found):
                 break
+            if i == top + 1:
+                say(f"none of the best {top} is sound: the next are tried, up to the {most}th")
             found.append(self.one(str(i), placement))
         return found
 
@@ -311,10 +324,12 @@ class _Check:
                 models, fit = self.shop.assemble(plan, progress)
             with share_progress(f"diagnosing {label}") as progress:
                 measured = self.shop.diagnose(plan, models, fit, progress)
-            return Candidate(label, placement, measured)
+            found = Candidate(label, placement, measured)
         except HybridizeError as error:
             reason = "; ".join(finding.found for finding in error.findings)
-            return Candidate(label, placement, None, reason)
+            found = Candidate(label, placement, None, reason)
+        say(f"placement {label}: {found.summary}")
+        return found
 
 
 def _plan(recipe: RecipeFile, runs: Sequence[Run], *, offline: bool) -> Plan:
