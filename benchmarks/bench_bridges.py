@@ -30,7 +30,7 @@ import torch
 from bridge_stacks import INITS, OTHER, PAIRS, SEVERAL, STACKS, VOCABULARY, Trial, donor_recipes
 from bridge_tables import Fit, memory_table, tables
 
-from hybridize.assembler.build.assemble import build
+from hybridize.assembler.assembly.assemble import build
 from hybridize.assembler.plan.planning import make_plan
 from hybridize.assembler.worker.worker import LocalProver
 from hybridize.console import say

@@ -137,7 +137,7 @@ def plan(
 
     planned = make_plan(load_recipe(recipe), offline=offline, weights=False)
     if prove:
-        from hybridize.assembler.build.assemble import prove_target
+        from hybridize.assembler.assembly.assemble import prove_target
 
         planned = prove_target(planned)
     if timed:
@@ -178,8 +178,8 @@ def build(
     offline: bool,
 ) -> None:
     """Assemble RECIPE into a safetensors model, check it, publish it whole."""
-    from hybridize.assembler.build.assemble import build as assemble
-    from hybridize.assembler.build.fit_report import fit_table
+    from hybridize.assembler.assembly.assemble import build as assemble
+    from hybridize.assembler.assembly.fit_report import fit_table
     from hybridize.assembler.plan.planning import make_plan
     from hybridize.assembler.plan.report import plan_as_dict, plan_table
     from hybridize.console import show, show_json
@@ -225,7 +225,7 @@ def verify(
     offline: bool,
 ) -> None:
     """Check a built model against its manifest, its donors, and its class."""
-    from hybridize.assembler.build.verify import verify as check
+    from hybridize.assembler.assembly.verify import verify as check
     from hybridize.console import show, show_json
 
     found = check(folder, load=load, whole=whole, expect=expect)

@@ -11,7 +11,7 @@ from hybridize.errors import HybridizeError, did_you_mean
 
 PACKAGES = {
     "bridges": "assembler.bridges",
-    "freeze": "cpt.freeze",
+    "freeze": "cpt.trainable",
     "perturbations": "diagnostics.perturbations",
     "probes": "diagnostics.probes",
 }

@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hybridize.assembler.build import assemble
-from hybridize.assembler.build.verify import verify
+from hybridize.assembler.assembly import assemble
+from hybridize.assembler.assembly.verify import verify
 from hybridize.assembler.worker.worker import LocalProver
 from hybridize.cli import main
 from tests.assembler.killing import contents, moments

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from hybridize.assembler.build import assemble
-from hybridize.assembler.build import verify as verifying
+from hybridize.assembler.assembly import assemble
+from hybridize.assembler.assembly import verify as verifying
 from hybridize.assembler.worker.worker import LocalProver
 from hybridize.cli import main
 from hybridize.files import staging

@@ -7,6 +7,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from setuptools import find_namespace_packages
+
+from tests.support.arrows import modules, name_of
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("assembler", "cpt", "diagnostics")
@@ -14,32 +17,18 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
 
 
-def packages_on_disk() -> set[str]:
+def folders_of_code() -> set[str]:
     """Every folder with Python files in it, by the name that it is installed under."""
-    found = set()
-    for top in ("hybridize", *STAGES):
-        for file in (ROOT / top).rglob("*.py"):
-            folder = file.parent.relative_to(ROOT)
-            if (ROOT / folder).is_symlink() or "__pycache__" in folder.parts:
-                continue
-            parts = folder.parts if top == "hybridize" else ("hybridize", *folder.parts)
-            found.add(".".join(parts))
-    return found
+    names = {name_of(module.parent / "__init__.py") for module in modules()}
+    return {f"hybridize.{name}".rstrip(".") for name in names}
 
 
 def test_every_folder_of_code_is_a_package_that_is_installed() -> None:
-    """A user of the wheel: a folder that the list forgets would be missing there, silently."""
-    assert set(SETUPTOOLS["packages"]) == packages_on_disk() | {"hybridize.recipes"}
-
-
-def test_packages_are_taken_from_the_folders_that_they_are_named_after() -> None:
-    mapping = SETUPTOOLS["package-dir"]
-    assert set(mapping) == set(SETUPTOOLS["packages"])
-    for name, folder in mapping.items():
-        inside = name.removeprefix("hybridize.")
-        expected = name if inside in ("hybridize", "demo") else inside
-        assert folder == expected.replace(".", "/")
-        assert (ROOT / folder).is_dir()
+    """A user of the wheel: a folder that is forgotten would be missing there, silently."""
+    rule = SETUPTOOLS["packages"]["find"]
+    found = {p for p in find_namespace_packages(str(ROOT), **rule) if "__pycache__" not in p}
+    assert {p for p in found if not p.startswith("hybridize.recipes")} == folders_of_code()
+    assert "hybridize.recipes" in found
 
 
 @pytest.mark.parametrize("name", [*STAGES, "recipes"])

@@ -12,7 +12,6 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from hybridize.assembler.build.provenance import recipe_folder
 from hybridize.cpt.backends import engine
 from hybridize.cpt.data.text import Source, gather_sources
 from hybridize.cpt.plan.planning import CptPlan
@@ -175,7 +174,7 @@ def _record(plan: CptPlan, run: Run, results: Sequence[StageResult]) -> dict[str
             {**stage.as_dict(), **result.as_dict()}
             for stage, result in zip(plan.stages, results, strict=True)
         ],
-        "text": portable([source.noted for source in run.sources], recipe_folder(plan.recipe)),
+        "text": portable([source.noted for source in run.sources], plan.recipe.folder),
         "losses": {n: {"before": before[n], "after": value} for n, value in after.items()},
         "frozen": min(result.frozen for result in results),
         "trained": len({t.name for stage in plan.stages for t in stage.policy.trained}),
@@ -186,7 +185,7 @@ def _record(plan: CptPlan, run: Run, results: Sequence[StageResult]) -> dict[str
 def _recipe(plan: CptPlan) -> dict[str, Any]:
     """The section `cpt` as it was carried out, with what differs from the defaults."""
     section = plan.spec.model_dump(mode="json", exclude_unset=True, exclude_none=True)
-    found: dict[str, Any] = portable(section, recipe_folder(plan.recipe))
+    found: dict[str, Any] = portable(section, plan.recipe.folder)
     return found
 
 

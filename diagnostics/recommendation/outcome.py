@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hybridize.assembler.build.fit_report import Fit, beside_controls, best_donor
+from hybridize.assembler import Fit, beside_controls, best_donor
 from hybridize.diagnostics.recommendation.prior.placement import PARTS, Placement, Run, Spot
 from hybridize.text.comparison import gaps
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridize.assembler.plan.resolving import resolve_donor
+from hybridize.assembler import resolve_donor
 from hybridize.console import say
 from hybridize.diagnostics.subject.trace import Model, Slot
 from hybridize.errors import Finding, HybridizeError

@@ -15,9 +15,9 @@ from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hybridize import console
-from hybridize.assembler.build.assemble import build
-from hybridize.assembler.build.fit_report import fit_table
-from hybridize.assembler.build.verify import verify
+from hybridize.assembler.assembly.assemble import build
+from hybridize.assembler.assembly.fit_report import fit_table
+from hybridize.assembler.assembly.verify import verify
 from hybridize.assembler.plan.planning import make_plan
 from hybridize.assembler.plan.report import plan_table
 from hybridize.console import say

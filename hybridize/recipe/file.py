@@ -34,6 +34,11 @@ class RecipeFile:
     def place(self, *where: str | int) -> str:
         return self.document.place(where)
 
+    @property
+    def folder(self) -> Path:
+        """Where the relative paths of the recipe start."""
+        return self.document.path.absolute().parent
+
     def path(self, relative: str) -> Path:
         """A path of the recipe; relative ones start at the recipe's folder."""
         return self.document.path.parent / expanded(relative)

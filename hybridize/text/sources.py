@@ -1,4 +1,4 @@
-"""Text that a recipe names: found while planning, read document by document afterwards. No torch."""
+"""Text that a recipe names: found while planning, read afterwards. No torch."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from hybridize.assembler.build.assemble import build
+from hybridize.assembler.assembly.assemble import build
 from hybridize.assembler.plan.planning import make_plan
 from hybridize.assembler.worker.worker import LocalProver
 from hybridize.files.staging import MANIFEST

@@ -10,7 +10,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hybridize.assembler.build.assemble import Built, build
+from hybridize.assembler.assembly.assemble import Built, build
 from hybridize.assembler.plan.planning import Plan, make_plan
 from hybridize.assembler.worker.worker import LocalProver
 from hybridize.recipe.file import load_recipe

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hybridize.architectures.residual import is_output
+from hybridize.assembler.assembly.verify import verify
 from hybridize.assembler.bridges.block import obstacle
-from hybridize.assembler.build.verify import verify
 from hybridize.assembler.plan.outputs import hybrid_config
 from hybridize.assembler.plan.planning import Plan
 from hybridize.assembler.worker.worker import LocalProver

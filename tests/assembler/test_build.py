@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hybridize.assembler.build import assemble, copying
-from hybridize.assembler.build.assemble import build
-from hybridize.assembler.build.verify import verify
+from hybridize.assembler.assembly import assemble, copying
+from hybridize.assembler.assembly.assemble import build
+from hybridize.assembler.assembly.verify import verify
 from hybridize.assembler.worker.worker import LocalProver, ProcessProver
 from hybridize.errors import HybridizeError
 from hybridize.files import staging

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hybridize.assembler.build import assemble
-from hybridize.assembler.build.assemble import Built, build
-from hybridize.assembler.build.fit_report import fit_table, loss_rows, verdict
-from hybridize.assembler.build.verify import verify
+from hybridize.assembler.assembly import assemble
+from hybridize.assembler.assembly.assemble import Built, build
+from hybridize.assembler.assembly.fit_report import fit_table, loss_rows, verdict
+from hybridize.assembler.assembly.verify import verify
 from hybridize.assembler.fit import pace, swap_controls
 from hybridize.console import duration
 from hybridize.errors import HybridizeError

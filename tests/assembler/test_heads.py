@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from hybridize.architectures.refused import refusal
-from hybridize.assembler.build.fit_report import fit_table
+from hybridize.assembler.assembly.fit_report import fit_table
 from hybridize.cpt.plan.model_tensors import read_stack
 from hybridize.diagnostics.subject.subjects import check_heads, model_subject, recipe_subjects
 from hybridize.errors import HybridizeError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hybridize.assembler.build.verify import verify
+from hybridize.assembler.assembly.verify import verify
 from hybridize.assembler.worker.worker import LocalProver
 from tests.assembler.stacks import assert_same, build_in, load, save_donor
 from tests.tiny import FAMILIES

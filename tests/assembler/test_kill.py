@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks.random_llama import write_llama
-from hybridize.assembler.build.verify import verify
+from hybridize.assembler.assembly.verify import verify
 from tests.assembler.killing import contents, moments
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hybridize.assembler.build.assemble import build
+from hybridize.assembler.assembly.assemble import build
 from hybridize.assembler.worker.worker import LocalProver
 from hybridize.cpt.train import training as pretraining
 from hybridize.diagnostics import command as diagnosing

@@ -29,8 +29,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from hybridize.assembler.build.assemble import build
-from hybridize.assembler.build.verify import verify
+from hybridize.assembler.assembly.assemble import build
+from hybridize.assembler.assembly.verify import verify
 from hybridize.assembler.merge import merging
 from hybridize.assembler.merge.merge_file import lost, read_merge_file
 from hybridize.assembler.merge.merging import Merged, merged_donor

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from hybridize.assembler.build import assemble
-from hybridize.assembler.build.verify import verify
+from hybridize.assembler.assembly import assemble
+from hybridize.assembler.assembly.verify import verify
 from hybridize.assembler.merge.merge_file import read_merge_file
 from hybridize.assembler.merge.merging import _record
 from hybridize.assembler.worker.worker import LocalProver

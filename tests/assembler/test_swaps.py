@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hybridize.assembler.build.verify import verify
+from hybridize.assembler.assembly.verify import verify
 from hybridize.assembler.worker.worker import LocalProver
 from hybridize.model.states import State
 from tests.assembler.stacks import assert_same, build_in, generate, load, save_donor, tokens

@@ -20,7 +20,7 @@ from transformers.models.auto.tokenization_auto import (
     TOKENIZER_MAPPING_NAMES,
 )
 
-from hybridize.assembler.build.verify import verify
+from hybridize.assembler.assembly.verify import verify
 from hybridize.assembler.worker.worker import LocalProver
 from hybridize.cpt.data.tokens import Tokens
 from hybridize.errors import CheckFailed, HybridizeError

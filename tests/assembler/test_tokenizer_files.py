@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hybridize.assembler.build.verify import verify
+from hybridize.assembler.assembly.verify import verify
 from hybridize.assembler.worker.worker import LocalProver
 from hybridize.model.tokenizer_files import tokenizer_code, tokenizer_files
 from tests.assembler.stacks import build_in, plan_of, save_donor

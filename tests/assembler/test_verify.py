@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from hybridize.assembler.build.verify import Verification, verify
+from hybridize.assembler.assembly.verify import Verification, verify
 from hybridize.assembler.worker.worker import LocalProver
 from hybridize.errors import HybridizeError
 from hybridize.files.hashes import content_hash

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hybridize.assembler.build.assemble import prove_target
+from hybridize.assembler.assembly.assemble import prove_target
 from hybridize.assembler.worker.worker import LocalProver
 from hybridize.errors import HybridizeError
 from hybridize.model.donors import Donor, load_donor

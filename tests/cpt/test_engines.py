@@ -19,7 +19,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from hybridize.assembler.build.verify import verify
+from hybridize.assembler.assembly.verify import verify
 from hybridize.cpt.backends.engine import asked_engine, engine_in_use
 from hybridize.errors import CheckFailed, HybridizeError
 from tests.assembler.stacks import build_in, write_recipe

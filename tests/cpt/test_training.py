@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from hybridize.assembler.build.verify import verify
+from hybridize.assembler.assembly.verify import verify
 from hybridize.cli import main
 from hybridize.cpt.command import run
 from hybridize.cpt.plan.target import find_target

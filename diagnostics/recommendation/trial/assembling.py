@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridize.assembler.fit.controls import Losses
-from hybridize.assembler.fit.fitting import fit_and_measure, reader_of, tokenizer_of
-from hybridize.assembler.fit.hybrid_with_donors import Models
-from hybridize.assembler.plan.outputs import hybrid_config
-from hybridize.assembler.plan.planning import HELD_OUT, Plan
-from hybridize.assembler.plan.stack import TOKENS_PER_INPUT
+from hybridize.assembler import (
+    HELD_OUT,
+    TOKENS_PER_INPUT,
+    Losses,
+    Models,
+    Plan,
+    fit_and_measure,
+    hybrid_config,
+    reader_of,
+    tokenizer_of,
+)
 from hybridize.diagnostics.measure import scoring
 from hybridize.diagnostics.measure.diagnosis import Material
 from hybridize.diagnostics.measure.sheets import Points, Sheet, lens_sheets, share_of, text_sheets

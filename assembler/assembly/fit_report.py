@@ -9,9 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hybridize.text.calibration import NOT_MEASURED
-from hybridize.text.comparison import (Losses, gaps)
 from hybridize.console import count
+from hybridize.text.calibration import NOT_MEASURED
+from hybridize.text.comparison import Losses, gaps
 
 Fit = Mapping[str, Any]  # as `fitting.run` gives it
 UNIGRAM = "unigram model"

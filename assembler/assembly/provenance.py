@@ -17,13 +17,12 @@ from typing import Any
 from blake3 import blake3
 
 import hybridize
-from hybridize.model.donors import Donor
-from hybridize.assembler.build.fit_report import loss_rows
-from hybridize.model.manifest import (FORMAT, sealed)
+from hybridize.assembler.assembly.fit_report import loss_rows
 from hybridize.assembler.plan.planning import Plan
-from hybridize.model.shards import (Output, Shard)
-from hybridize.recipe.portable import (portable, portable_text)
-from hybridize.recipe.file import RecipeFile
+from hybridize.model.donors import Donor
+from hybridize.model.manifest import FORMAT, sealed
+from hybridize.model.shards import Output, Shard
+from hybridize.recipe.portable import portable, portable_text
 
 LIBRARIES = ("torch", "transformers", "safetensors", "mergekit")
 
@@ -49,7 +48,7 @@ def manifest_json(
         fit: how bridges were fitted, on which text, and the losses of the result and its controls.
         out: the target; local donors are noted relative to it.
     """
-    spec, folder = plan.recipe.recipe, recipe_folder(plan.recipe)
+    spec, folder = plan.recipe.recipe, plan.recipe.folder
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "name": plan.name,
@@ -129,11 +128,6 @@ def header_hash(donor: Donor) -> str:
     return blake3(text.encode()).hexdigest()
 
 
-def recipe_folder(recipe: RecipeFile) -> Path:
-    """Where the relative paths of a recipe start."""
-    return recipe.document.path.absolute().parent
-
-
 def model_card(plan: Plan, fit: Mapping[str, Any] | None = None) -> str:
     """Text of README.md."""
     licenses = {donor.license for donor in plan.donors.values()}
@@ -175,7 +169,7 @@ def _card_body(plan: Plan, fit: Mapping[str, Any] | None) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for name, donor in plan.donors.items():
-        source = portable(donor.source, recipe_folder(plan.recipe))
+        source = portable(donor.source, plan.recipe.folder)
         cells = (name, source, donor.commit or "", donor.license or "not stated")
         lines.append(f"| {' | '.join(cells)} | {donor.model_type} |")
     lines += ["", "| slots | donor | layers | note |", "|---|---|---|---|"]

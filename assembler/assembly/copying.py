@@ -10,9 +10,9 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from hybridize.files.ranges import BUFFER
-from hybridize.model.shards import (Output, Shard)
 from hybridize.errors import HybridizeError
+from hybridize.files.ranges import BUFFER
+from hybridize.model.shards import Output, Shard
 
 THREADS = 2  # one hashes while the other writes; a file takes one writer at a time
 
@@ -111,7 +111,3 @@ class _Sources:
                 os.close(descriptor)
             descriptor = kept
         return descriptor
-
-
-
-

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridize.model.donors import Donor
 from hybridize.assembler.plan.planning import Plan
 from hybridize.assembler.worker.worker import Prover
-from hybridize.model.special_tokens import (EOS, GENERATION, KEYS, agreed, generation_of)
-from hybridize.model.tokenizer_files import (CONFIG, tokenizer_code)
-from hybridize.model.vocabulary import (refuse_head, refuse_tokenizer)
-from hybridize.model.checkpoint import (encode_floats, read_json)
 from hybridize.errors import HybridizeError
+from hybridize.model.checkpoint import encode_floats, read_json
+from hybridize.model.donors import Donor
+from hybridize.model.special_tokens import EOS, GENERATION, KEYS, agreed, generation_of
+from hybridize.model.tokenizer_files import CONFIG, tokenizer_code
+from hybridize.model.vocabulary import refuse_head, refuse_tokenizer
 
 
 @dataclass(frozen=True)

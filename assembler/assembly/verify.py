@@ -12,20 +12,26 @@ from typing import Any, Literal
 
 from blake3 import blake3
 
-from hybridize.model.anatomy import dissect
-from hybridize.files.ranges import hash_ranges
-from hybridize.model.donors import (Donor, locate)
-from hybridize.files.hashes import content_hash
-from hybridize.model.manifest import (files_of, frame_hash, is_sealed, read_manifest, some, strangers_of)
+from hybridize.assembler.assembly.provenance import header_hash
 from hybridize.assembler.merge.merging import merge_folder
-from hybridize.assembler.build.provenance import header_hash
-from hybridize.assembler.worker.worker import (ProcessProver, Prover)
-from hybridize.files.ranges import Range
-from hybridize.model.shards import Shard
-from hybridize.files.staging import MANIFEST
-from hybridize.model.checkpoint import (Checkpoint, open_checkpoint)
+from hybridize.assembler.worker.worker import ProcessProver, Prover
 from hybridize.console import byte_progress
-from hybridize.errors import (CheckFailed, HybridizeError)
+from hybridize.errors import CheckFailed, HybridizeError
+from hybridize.files.hashes import content_hash
+from hybridize.files.ranges import hash_ranges
+from hybridize.files.staging import MANIFEST
+from hybridize.model.anatomy import dissect
+from hybridize.model.checkpoint import Checkpoint, open_checkpoint
+from hybridize.model.donors import Donor, locate
+from hybridize.model.manifest import (
+    files_of,
+    frame_hash,
+    is_sealed,
+    read_manifest,
+    some,
+    strangers_of,
+)
+from hybridize.model.shards import Shard
 
 SAMPLE = 16  # tensors that are compared with their donors
 

@@ -15,31 +15,33 @@ from typing import Any, Literal
 from blake3 import blake3
 
 import hybridize
-from hybridize.text.calibration import gather
-from hybridize.assembler.build.carrying import (Carried, Carrier, compare_tokens)
-from hybridize.assembler.build.copying import copy_outputs
-from hybridize.files.ranges import hash_ranges
-from hybridize.model.checkpoint import same_bytes
-from hybridize.model.donors import Donor
-from hybridize.model.heads import matrices
-from hybridize.model.manifest import (frame_hash, small_hashes)
-from hybridize.model.checkpoint import TORCH_NAMES
-from hybridize.assembler.plan.outputs import (donor_shapes, hybrid_config, hybrid_outputs, native_outputs)
-from hybridize.model.donors import whole_configs
-from hybridize.assembler.plan.planning import (HELD_OUT, TO_BE_COMPARED, Plan)
-from hybridize.machine.precision import AUTO
-from hybridize.assembler.build.provenance import (load_line, manifest_json, model_card)
-from hybridize.assembler.worker.worker import (ProcessProver, Prover)
-from hybridize.model.shards import (Output, Shard, index_json, lay_out)
-from hybridize.files.staging import (MANIFEST, Staging, check_disk)
-from hybridize.assembler.build.verify import compare_with_donors
-from hybridize.model.checkpoint import INDEX
-from hybridize.console import (byte_progress, say, size, token_progress)
+from hybridize.assembler.assembly.carrying import Carried, Carrier, compare_tokens
+from hybridize.assembler.assembly.copying import copy_outputs
+from hybridize.assembler.assembly.provenance import load_line, manifest_json, model_card
+from hybridize.assembler.assembly.verify import compare_with_donors
+from hybridize.assembler.plan.outputs import (
+    donor_shapes,
+    hybrid_config,
+    hybrid_outputs,
+    native_outputs,
+)
+from hybridize.assembler.plan.planning import HELD_OUT, TO_BE_COMPARED, Plan
+from hybridize.assembler.worker.worker import ProcessProver, Prover
+from hybridize.console import byte_progress, say, size, token_progress
 from hybridize.errors import HybridizeError
+from hybridize.files.ranges import hash_ranges
 from hybridize.files.reading import system_error
+from hybridize.files.staging import MANIFEST, Staging, check_disk
+from hybridize.machine.precision import AUTO
+from hybridize.model.checkpoint import INDEX, TORCH_NAMES, same_bytes
+from hybridize.model.donors import Donor, whole_configs
+from hybridize.model.heads import matrices
+from hybridize.model.manifest import frame_hash, small_hashes
+from hybridize.model.shards import Output, Shard, index_json, lay_out
+from hybridize.text.calibration import gather
 
 Check = Literal["forward", "structure"]
-RUNTIME = Path(__file__).parent / "runtime"
+RUNTIME = Path(hybridize.__file__).parent / "runtime"
 RUNTIME_FILES = ("configuration_hybridize.py", "modeling_hybridize.py")
 ELSEWHERE = "choose an --out on another disk"
 
