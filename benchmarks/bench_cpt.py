@@ -49,7 +49,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "deep 25 %": {"train": [{"deep": 0.25}]},
     "bridge at half depth": {"train": ["bridges"], "cache_prefix": False},
     "bridge, cached prefix": {"train": ["bridges"], "cache_prefix": True},
-    "shallow 25 %, checkpointing": {"train": [{"shallow": 0.25}], "checkpointing": True},
+    "shallow 25 %, checkpointing": {"train": [{"shallow": 0.25}], "gradient_checkpointing": True},
 }
 
 # The peak is the process's own: ru_maxrss begins with that of the process that started it.
@@ -160,7 +160,7 @@ def write_recipe(folder: Path, policy: str, steps: int) -> Path:
         "data": {"new": ["text.jsonl"]},
         "tokens": steps * BATCH * LENGTH,
         "batch": BATCH,
-        "at_once": AT_ONCE,
+        "micro_batch_size": AT_ONCE,
         "length": LENGTH,
         "learning_rate": 1e-4,
     }

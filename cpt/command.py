@@ -186,10 +186,10 @@ def forecast(
                     batch_tokens=spec.batch * spec.length,
                     length=spec.length,
                     processes=processes,
-                    checkpointing=spec.checkpointing,
+                    checkpointing=spec.gradient_checkpointing,
                     cached_prefix=spec.cache_prefix is True,
                     sharded=engine == "fsdp",
-                    at_once=plan.at_once * spec.length,
+                    at_once=plan.micro_batch_size * spec.length,
                     head_tokens=head_positions(plan.stack.vocabulary),
                 ),
             )

@@ -18,7 +18,7 @@ from hybridize.diagnostics.subject.trace import Document
 from hybridize.files.publishing import check_writable, publish
 from hybridize.machine.device import use_device
 from hybridize.machine.precision import AUTO
-from hybridize.recipe.fields import parse_size, parse_time
+from hybridize.recipe.sections.fields import parse_size, parse_time
 
 TRACE, REPORT = "trace.json", "report.html"
 LIBRARIES = ("torch", "transformers")
@@ -48,7 +48,7 @@ def run(
     tokens: int | None = None,
     perturbed: int | None = None,
     budget: str | None = None,
-    stream: bool = False,
+    layer_by_layer: bool = False,
     device: str = "auto",
     compute_dtype: str = AUTO,
     memory: str | None = None,
@@ -73,7 +73,7 @@ def run(
             found.recipe,
             found.subjects,
             device=where,
-            streamed=stream,
+            streamed=layer_by_layer,
             memory=parse_size(memory, "--memory") if memory else None,
             compute=compute_dtype,
             budget=BUDGET if budget is None else parse_time(budget, "--budget"),

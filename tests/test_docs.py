@@ -10,15 +10,13 @@ import yaml
 from hybridize.cli import main
 from hybridize.plugins import plugin_names
 from hybridize.recipe.file import load_recipe
-from hybridize.recipe.sections import (
-    BridgesSpec,
-    CalibrationSpec,
-    CptSpec,
-    DiagnosticsSpec,
-    PlacementSpec,
-    Recipe,
-    TextSpec,
-)
+from hybridize.recipe.sections.bridges import BridgesSpec
+from hybridize.recipe.sections.calibration import CalibrationSpec
+from hybridize.recipe.sections.cpt import CptSpec
+from hybridize.recipe.sections.diagnostics import DiagnosticsSpec
+from hybridize.recipe.sections.placement import PlacementSpec
+from hybridize.recipe.sections.text import TextSpec
+from hybridize.recipe.sections.whole import Recipe
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

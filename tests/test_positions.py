@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridize.errors import HybridizeError
-from hybridize.recipe.yaml_source import dotted_path, parse_yaml, read_yaml
+from hybridize.files.yaml_source import dotted_path, parse_yaml, read_yaml
 
 FILE = Path("x.yaml")
 

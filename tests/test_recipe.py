@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hybridize.diagnostics.subject.trace import trace_schema
 from hybridize.errors import HybridizeError
 from hybridize.recipe.file import RecipeFile, load_recipe, recipe_schema
-from hybridize.recipe.sections import Recipe
+from hybridize.recipe.sections.whole import Recipe
 
 ROOT = Path(__file__).parents[1]
 

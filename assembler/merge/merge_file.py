@@ -16,11 +16,11 @@ from typing import Any
 
 from hybridize.errors import Finding, HybridizeError, did_you_mean
 from hybridize.files.reading import expanded
+from hybridize.files.yaml_source import Document, Place, as_dict, as_list, read_yaml
 from hybridize.model.anatomy import Anatomy, dissect, text_config
 from hybridize.model.checkpoint import Checkpoint, TensorHeader
 from hybridize.model.donors import Donor, load_donor, locate
 from hybridize.model.heads import ties
-from hybridize.recipe.yaml_source import Document, Place, as_dict, as_list, read_yaml
 
 # Buffers that old checkpoints hold and no class of transformers asks for any more.
 _BUFFERS = re.compile(r"(rotary_emb\.inv_freq|attn\.masked_bias|attn\.bias)$")

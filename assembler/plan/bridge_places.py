@@ -11,7 +11,7 @@ from hybridize.model.donors import Donor
 from hybridize.model.states import State
 from hybridize.plugins import load_plugin
 from hybridize.recipe.file import RecipeFile
-from hybridize.recipe.sections import BridgeSpec, BridgesSpec
+from hybridize.recipe.sections.bridges import BridgeSpec, BridgesSpec
 
 
 def add_bridges(

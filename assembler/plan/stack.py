@@ -12,7 +12,7 @@ from hybridize.model.donors import Donor
 from hybridize.model.states import State
 from hybridize.plugins import load_plugin
 from hybridize.recipe.file import RecipeFile
-from hybridize.recipe.sections import ModuleSpec, SlotSpec
+from hybridize.recipe.sections.slots import ModuleSpec, SlotSpec
 
 HEAD = "head"
 ENTER, LEAVE = "enter", "leave"  # of a swapped module

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hybridize.errors import did_you_mean
+from hybridize.files.yaml_source import KEY, as_dict, as_list
 from hybridize.machine.lifeline import end_with_parent
-from hybridize.recipe.yaml_source import KEY, as_dict, as_list
 
 SHARD = 10**9  # bytes; mergekit holds a shard in memory until it is full
 CHUNK = 1 << 22  # elements that are looked at together

@@ -88,7 +88,7 @@ def join(engine: str, device: str) -> None:
             raise HybridizeError(
                 "FSDP's offloading of parameters is not supported",
                 fix="write fsdp_offload_params: false into accelerate's configuration; "
-                "checkpointing: true and at_once save memory, too",
+                "gradient_checkpointing: true and micro_batch_size save memory, too",
             )
         os.environ["ACCELERATE_USE_FSDP"] = "true"
         os.environ.setdefault("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")

@@ -18,7 +18,7 @@ from hybridize.cpt.data.tokens import Tokens
 from hybridize.errors import Finding, HybridizeError
 from hybridize.files.hashes import cache_folder, file_hash
 from hybridize.recipe.file import RecipeFile
-from hybridize.recipe.sections import TextSpec
+from hybridize.recipe.sections.text import TextSpec
 from hybridize.text.formats import TextFile, kind_of
 from hybridize.text.sources import TextSource, find_text, read_text
 from hybridize.torch_model.windows import Reader

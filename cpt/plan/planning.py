@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybridize.cpt.plan.model_tensors import Stack, read_stack
-from hybridize.cpt.plan.stages import Stage, plan_stages, rows_at_once
+from hybridize.cpt.plan.stages import Stage, micro_batch_size_of, plan_stages
 from hybridize.errors import HybridizeError
 from hybridize.recipe.file import RecipeFile
-from hybridize.recipe.sections import CptSpec
+from hybridize.recipe.sections.cpt import CptSpec
 
 EVALUATED = 1_024, 65_536  # tokens of a source, at least and at most, where the recipe names none
 BETWEEN = 512  # tokens of a source that are looked at in between, at least
@@ -21,7 +21,7 @@ class CptPlan:
     """All that is known before anything is loaded.
 
     Attributes:
-        at_once: rows that a process runs at a time.
+        micro_batch_size: rows that a process runs at a time.
     """
 
     recipe: RecipeFile
@@ -29,7 +29,7 @@ class CptPlan:
     stack: Stack
     stages: tuple[Stage, ...]
     processes: int
-    at_once: int
+    micro_batch_size: int
 
     @property
     def steps(self) -> int:
@@ -39,7 +39,7 @@ class CptPlan:
     @property
     def accumulation(self) -> int:
         """Batches of each process that make one step."""
-        return self.spec.batch // (self.at_once * self.processes)
+        return self.spec.batch // (self.micro_batch_size * self.processes)
 
     @property
     def evaluate_tokens(self) -> int:
@@ -100,5 +100,5 @@ def plan_training(recipe: RecipeFile, folder: Path, *, processes: int = 1) -> Cp
         stack=stack,
         stages=tuple(plan_stages(recipe, stack)),
         processes=processes,
-        at_once=rows_at_once(recipe, processes),
+        micro_batch_size=micro_batch_size_of(recipe, processes),
     )

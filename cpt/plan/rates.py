@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hybridize.cpt.plan.model_tensors import Role
 from hybridize.cpt.plan.policy import Policy
-from hybridize.recipe.sections import CptSpec
+from hybridize.recipe.sections.cpt import CptSpec
 
 # Share of the parameters that learn, at most -> highest rate of AdamW.
 BY_SHARE = ((0.25, 3e-4), (1.0, 1e-4))
@@ -33,8 +33,8 @@ def rates_of(policy: Policy, spec: CptSpec) -> Mapping[Role, Rate]:
 
 
 def _rate(role: Role, policy: Policy, spec: CptSpec) -> Rate:
-    if role in spec.rates:
-        return Rate(spec.rates[role], f"rates: {role}")
+    if role in spec.learning_rates:
+        return Rate(spec.learning_rates[role], f"learning_rates: {role}")
     if spec.learning_rate is not None:
         return Rate(spec.learning_rate, "learning_rate")
     if role == "bridge":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from hybridize.recipe.fields import seconds_of
+from hybridize.recipe.sections.fields import seconds_of
 
 
 class SaveClock:

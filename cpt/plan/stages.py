@@ -15,7 +15,7 @@ from hybridize.cpt.plan.rates import Rate, rates_of
 from hybridize.errors import Finding, HybridizeError
 from hybridize.model.donors import positions_of
 from hybridize.recipe.file import RecipeFile
-from hybridize.recipe.sections import AUTO, CptSpec
+from hybridize.recipe.sections.cpt import AUTO, CptSpec
 
 TRACE = "trace.json"
 
@@ -129,12 +129,12 @@ def _check_shares(recipe: RecipeFile, spec: CptSpec) -> None:
 
 def _check_rates(recipe: RecipeFile, spec: CptSpec, stages: Sequence[Stage]) -> None:
     learns = sorted({tensor.role for stage in stages for tensor in stage.policy.trained})
-    if idle := [role for role in spec.rates if role not in learns]:
+    if idle := [role for role in spec.learning_rates if role not in learns]:
         raise HybridizeError.of(
             Finding(
                 f"a learning rate for '{role}', and nothing of that role learns",
                 f"remove it, or let it learn; what learns is of the roles: {', '.join(learns)}",
-                recipe.place("cpt", "rates", role),
+                recipe.place("cpt", "learning_rates", role),
             )
             for role in idle
         )
@@ -179,23 +179,23 @@ def _check_guards(recipe: RecipeFile, spec: CptSpec) -> None:
         )
 
 
-def rows_at_once(recipe: RecipeFile, processes: int) -> int:
+def micro_batch_size_of(recipe: RecipeFile, processes: int) -> int:
     """Rows that a process runs at a time.
 
     Raises:
         HybridizeError: the rows of a step cannot be shared out so.
     """
     spec = recipe.recipe.cpt or CptSpec()
-    at_once = spec.at_once or max(1, spec.batch // processes)
-    turn = at_once * processes
+    micro_batch_size = spec.micro_batch_size or max(1, spec.batch // processes)
+    turn = micro_batch_size * processes
     if spec.batch % turn:
         raise HybridizeError(
             f"a step of {spec.batch} rows cannot be shared out: {processes} "
-            f"process{'es' * (processes > 1)}, {at_once} rows at once on each",
+            f"process{'es' * (processes > 1)}, {micro_batch_size} rows at once on each",
             fix=f"write batch: {math.ceil(spec.batch / turn) * turn}",
-            place=recipe.place("cpt", "at_once" if spec.at_once else "batch"),
+            place=recipe.place("cpt", "micro_batch_size" if spec.micro_batch_size else "batch"),
         )
-    return at_once
+    return micro_batch_size
 
 
 def _check_length(recipe: RecipeFile, stack: Stack, length: int) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 from hybridize.errors import HybridizeError
 from hybridize.files.staging import MANIFEST
+from hybridize.files.yaml_source import parse_yaml
 from hybridize.model.manifest import read_manifest
 from hybridize.recipe.file import RecipeFile, checked_sections, load_recipe, read_recipe
-from hybridize.recipe.sections import CptSpec
-from hybridize.recipe.yaml_source import parse_yaml
+from hybridize.recipe.sections.cpt import CptSpec
 
 
 @dataclass(frozen=True)

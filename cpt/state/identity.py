@@ -19,10 +19,10 @@ from hybridize.cpt.plan.stages import Stage
 from hybridize.errors import CheckFailed, Finding
 from hybridize.files.hashes import file_hash
 from hybridize.model.checkpoint import open_checkpoint
-from hybridize.recipe.sections import CptSpec
+from hybridize.recipe.sections.cpt import CptSpec
 
 FILE = "training.json"  # says that a folder is ours, and of what training
-WATCHING = {"data", "stages", "train", "guards", "save_every", "evaluate_every", "at_once"}
+WATCHING = {"data", "stages", "train", "guards", "save_every", "evaluate_every", "micro_batch_size"}
 
 Identity = dict[str, Any]
 
@@ -33,7 +33,7 @@ def identity_of(stack: Stack, stages: Sequence[Stage], spec: CptSpec) -> Identit
     # Which checkpoints there are decides the result where their mean is taken.
     watching = WATCHING - ({"save_every"} if spec.average > 1 else set())
     # The rates that count are those of the stages.
-    settings = spec.model_dump(mode="json", exclude=watching | {"learning_rate", "rates"})
+    settings = spec.model_dump(mode="json", exclude=watching | {"learning_rate", "learning_rates"})
     return {
         "base": {
             "files": {file.name: file_hash(file) for file in files},

@@ -45,15 +45,15 @@ def training_arguments(
     found = TrainingArguments(
         output_dir=str(folder),
         max_steps=stage.steps,
-        per_device_train_batch_size=plan.at_once,
+        per_device_train_batch_size=plan.micro_batch_size,
         gradient_accumulation_steps=plan.accumulation,
         learning_rate=max(rate.value for rate in stage.rates.values()),
         lr_scheduler_type=schedule,
         lr_scheduler_kwargs=options,
         # A stage of one step is to learn in it.
-        warmup_steps=min(round(spec.warmup * stage.steps), stage.steps - 1),
+        warmup_steps=min(round(spec.warmup_ratio * stage.steps), stage.steps - 1),
         weight_decay=spec.weight_decay,
-        max_grad_norm=spec.clip,
+        max_grad_norm=spec.max_grad_norm,
         save_steps=stage.steps,  # between them the trainer's own clock says when
         logging_steps=1,
         logging_nan_inf_filter=False,

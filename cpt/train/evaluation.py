@@ -22,14 +22,14 @@ def losses(
     sources: Sequence[Source],
     *,
     packed: bool,
-    at_once: int,
+    micro_batch: int,
     most: int,
 ) -> Losses:
     """Mean loss over the held-out targets of each source, in nats per token.
 
     Args:
         model: that `forward.Forward` runs, as its engine has wrapped it.
-        at_once: rows that a process runs at a time.
+        micro_batch: rows that a process runs at a time.
         most: tokens of a source; the first rows are taken. 0: nothing is measured.
     """
     if most == 0:
@@ -37,7 +37,7 @@ def losses(
     was_training = model.training
     model.train(False)
     found = {
-        label(s): _loss(model, s.held_out, packed=packed, at_once=at_once, most=most)
+        label(s): _loss(model, s.held_out, packed=packed, micro_batch=micro_batch, most=most)
         for s in sources
     }
     model.train(was_training)
@@ -49,18 +49,20 @@ def losses(
     return found
 
 
-def _loss(model: nn.Module, blocks: Blocks, *, packed: bool, at_once: int, most: int) -> float:
+def _loss(model: nn.Module, blocks: Blocks, *, packed: bool, micro_batch: int, most: int) -> float:
     """All processes run as many batches: where there are too few, one comes again and is not
     counted, since a sharded model runs on all of them or on none.
     """
     rows = min(len(blocks), max(1, most // blocks.tokens.shape[1]))
-    starts = list(range(0, rows, at_once))
+    starts = list(range(0, rows, micro_batch))
     device = next(model.parameters()).device
     tally = torch.zeros(2, dtype=torch.float64)
     for turn in range(-(-len(starts) // engine.processes())):
         number = turn * engine.processes() + engine.rank()
         start = starts[min(number, len(starts) - 1)]
-        batch = trimmed(rows_of(blocks, range(start, min(start + at_once, rows)), packed=packed))
+        batch = trimmed(
+            rows_of(blocks, range(start, min(start + micro_batch, rows)), packed=packed)
+        )
         out = model(**{name: value.to(device) for name, value in batch.items()})
         if number < len(starts):
             tokens = (batch["labels"][:, 1:] != IGNORED).sum()

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from hybridize.console import say
 from hybridize.cpt.backends import engine as engines
 from hybridize.errors import CheckFailed
-from hybridize.recipe.sections import GuardsSpec
+from hybridize.recipe.sections.cpt import GuardsSpec
 
 WINDOW, ENOUGH = 50, 20  # steps whose median is the usual loss; fewer say nothing
 

@@ -183,7 +183,7 @@ class _Stage:
         self.model.forward = self.forward
         narrow_norms(self.tuned)
         share_masks()
-        if spec.checkpointing:
+        if spec.gradient_checkpointing:
             checkpoint_slots(self.tuned.model, first)
         if spec.compile:
             compile_slots(self.tuned.model)
@@ -263,7 +263,7 @@ class _Stage:
             return self.forward.below(**given)
 
         with engine.progress("running the frozen prefix", "rows") as tell:
-            prefix.fill(below, run.plan.at_once, tell)
+            prefix.fill(below, run.plan.micro_batch_size, tell)
         return prefix
 
     # ---- While it runs -------------------------------------------------------------------------
@@ -296,8 +296,8 @@ class _Stage:
     def _losses(self, model: nn.Module, most: int | None = None) -> Losses:
         run = self.shared
         most = run.plan.evaluate_tokens if most is None else most
-        at_once = run.plan.at_once
-        return losses(model, run.sources, packed=run.packed, at_once=at_once, most=most)
+        micro_batch = run.plan.micro_batch_size
+        return losses(model, run.sources, packed=run.packed, micro_batch=micro_batch, most=most)
 
     def _evaluate(self, model: nn.Module, step: int) -> None:
         found = self._losses(model, most=self.shared.plan.between_tokens)

@@ -45,7 +45,7 @@ class Timing:
 
     def training(self, plan: CptPlan, stage: Stage) -> float:
         """Seconds of all steps of a stage, on one of its processes."""
-        tokens = plan.accumulation * plan.at_once * plan.spec.length
+        tokens = plan.accumulation * plan.micro_batch_size * plan.spec.length
         return stage.steps * (tokens * self.token + self.update)
 
     def evaluation(self, plan: CptPlan, stage: Stage) -> float:
@@ -71,10 +71,10 @@ def time_stage(plan: CptPlan, stage: Stage, device: str) -> Timing:
     ready = time.perf_counter() - began
     narrow_norms(tuned)
     first = stage.policy.first_trained_slot
-    if plan.spec.checkpointing:
+    if plan.spec.gradient_checkpointing:
         checkpoint_slots(tuned.model, first)
     length = min(TOKENS, plan.spec.length)
-    rows = max(1, min(plan.at_once, TOKENS // length))
+    rows = max(1, min(plan.micro_batch_size, TOKENS // length))
     tokens = torch.randint(0, plan.stack.vocabulary, (rows, length), device=device)
     forward = Forward(tuned, start=first)
     cached = plan.spec.cache_prefix is True

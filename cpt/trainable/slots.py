@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from hybridize.cpt.plan.model_tensors import Stack
 from hybridize.errors import HybridizeError
-from hybridize.recipe.fields import Layers
+from hybridize.recipe.sections.fields import Layers
 
 _LAYERS: TypeAdapter[list[int]] = TypeAdapter(Layers)
 

@@ -17,7 +17,7 @@ from hybridize.diagnostics.measure.sheets import Sheet
 from hybridize.diagnostics.measure.sweep import LOGITS, effort_of, pass_through, read_out
 from hybridize.diagnostics.subject.trace import Curve
 from hybridize.machine.timing import median_seconds
-from hybridize.recipe.sections import DiagnosticsSpec
+from hybridize.recipe.sections.diagnostics import DiagnosticsSpec
 from hybridize.torch_model.loading import Parts
 
 BUDGET = 600.0  # seconds, where nothing else is said

@@ -51,7 +51,7 @@ from hybridize.machine.device import free_share
 from hybridize.machine.precision import AUTO
 from hybridize.plugins import load_plugin, plugin_names
 from hybridize.recipe.file import RecipeFile
-from hybridize.recipe.sections import DiagnosticsSpec
+from hybridize.recipe.sections.diagnostics import DiagnosticsSpec
 from hybridize.text.calibration import gather, plan_calibration
 from hybridize.torch_model.windows import Domain, Reader, Windows, cut
 

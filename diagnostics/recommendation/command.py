@@ -14,8 +14,8 @@ from hybridize.errors import HybridizeError
 from hybridize.files.publishing import check_writable, publish
 from hybridize.machine.device import use_device
 from hybridize.machine.precision import AUTO
-from hybridize.recipe.fields import parse_size, parse_time
 from hybridize.recipe.file import load_recipe
+from hybridize.recipe.sections.fields import parse_size, parse_time
 
 
 def run(
@@ -28,7 +28,7 @@ def run(
     tokens: int | None = None,
     perturbed: int | None = None,
     budget: str | None = None,
-    stream: bool = False,
+    layer_by_layer: bool = False,
     device: str = "auto",
     compute_dtype: str = AUTO,
     memory: str | None = None,
@@ -51,7 +51,7 @@ def run(
     found = recommend(
         wanted,
         device=where,
-        streamed=stream,
+        streamed=layer_by_layer,
         memory=parse_size(memory, "--memory") if memory else None,
         compute=compute_dtype,
         budget=BUDGET if budget is None else parse_time(budget, "--budget"),

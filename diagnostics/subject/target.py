@@ -11,7 +11,7 @@ from hybridize.diagnostics.subject.subjects import Subject, model_subject, recip
 from hybridize.errors import HybridizeError
 from hybridize.plugins import plugin_names
 from hybridize.recipe.file import RecipeFile, checked_sections, load_recipe, made_recipe
-from hybridize.recipe.sections import CalibrationSpec
+from hybridize.recipe.sections.calibration import CalibrationSpec
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import yaml
 
 from hybridize.errors import Finding, HybridizeError
 from hybridize.files.reading import expanded
+from hybridize.files.yaml_source import Document, parse_yaml, read_yaml
 from hybridize.recipe.mistakes import check
-from hybridize.recipe.sections import Recipe
-from hybridize.recipe.yaml_source import Document, parse_yaml, read_yaml
+from hybridize.recipe.sections.whole import Recipe
 
 COMMAND_LINE = Path("command line")  # what errors in options name
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from hybridize.files.reading import expanded
-from hybridize.recipe.yaml_source import Document, parse_yaml
+from hybridize.files.yaml_source import Document, parse_yaml
 
 
 def portable(value: Any, folder: Path) -> Any:

@@ -74,7 +74,7 @@ class HybridConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """
 
     model_type = "hybridize"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - transformers declares it so
+    keys_to_ignore_at_inference = ["past_key_values"]
 
     def __init__(
         self,

@@ -582,7 +582,7 @@ class HybridPreTrainedModel(PreTrainedModel):
     config_class = HybridConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
+    _skip_keys_device_placement = list(CACHE_NAMES)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -1087,7 +1087,7 @@ class HeadBase:
 class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
     """The stack with the head donor's output head, logits and loss."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: HybridConfig) -> None:
         donors = take_apart(config)

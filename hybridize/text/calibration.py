@@ -14,7 +14,8 @@ from blake3 import blake3
 
 from hybridize.errors import Finding, HybridizeError
 from hybridize.recipe.file import RecipeFile
-from hybridize.recipe.sections import CalibrationSpec, TextSpec
+from hybridize.recipe.sections.calibration import CalibrationSpec
+from hybridize.recipe.sections.text import TextSpec
 from hybridize.text.built_in import DOMAINS, Corpus, read_corpus
 from hybridize.text.sources import find_text, read_text
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hybridize.errors import HybridizeError, did_you_mean
-from hybridize.recipe.sections import TextSpec
+from hybridize.recipe.sections.text import TextSpec
 from hybridize.text.formats import known_fields
 
 COMMIT = re.compile(r"[0-9a-f]{40}")

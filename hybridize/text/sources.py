@@ -9,10 +9,10 @@ from pathlib import Path
 
 from hybridize.errors import Finding, HybridizeError
 from hybridize.files.reading import expanded
-from hybridize.recipe.fields import GLOB
+from hybridize.files.yaml_source import Step
 from hybridize.recipe.file import RecipeFile
-from hybridize.recipe.sections import TextSpec
-from hybridize.recipe.yaml_source import Step
+from hybridize.recipe.sections.fields import GLOB
+from hybridize.recipe.sections.text import TextSpec
 from hybridize.text.formats import TextFile, read_file, shortened
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")

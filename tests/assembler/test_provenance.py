@@ -17,9 +17,9 @@ from hybridize.assembler.merge.merge_file import read_merge_file
 from hybridize.assembler.merge.merging import _record
 from hybridize.assembler.worker.worker import LocalProver
 from hybridize.cli import main
+from hybridize.files.yaml_source import parse_yaml
 from hybridize.model.checkpoint import read_json
 from hybridize.recipe.portable import portable, portable_text
-from hybridize.recipe.yaml_source import parse_yaml
 from tests.assembler.readers import save_reader, write_text
 from tests.assembler.stacks import build_in, write_recipe
 

@@ -107,11 +107,13 @@ def assert_same_as_plain(recipe: Path, out: str) -> None:
             assert one[key] == pytest.approx(other[key], abs=1e-4), key
 
 
-@pytest.mark.parametrize("how", [{"at_once": 1}, {"at_once": 2}, {"cache_prefix": True}])
+@pytest.mark.parametrize(
+    "how", [{"micro_batch_size": 1}, {"micro_batch_size": 2}, {"cache_prefix": True}]
+)
 def test_dropout_is_the_same_in_other_batches(noisy_run: Path, how: dict[str, Any]) -> None:
     out = "-".join(how)
-    ended(changed(noisy_run, **how), f"{out}{how.get('at_once')}")
-    assert_same_as_plain(noisy_run, f"{out}{how.get('at_once')}")
+    ended(changed(noisy_run, **how), f"{out}{how.get('micro_batch_size')}")
+    assert_same_as_plain(noisy_run, f"{out}{how.get('micro_batch_size')}")
 
 
 def test_dropout_is_the_same_after_a_kill(noisy_run: Path) -> None:

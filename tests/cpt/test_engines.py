@@ -33,7 +33,7 @@ FEW: dict[str, Any] = {
     ],
     "tokens": STEPS * 8 * 32,
     "batch": 8,
-    "at_once": 2,
+    "micro_batch_size": 2,
     "evaluate_every": 3,
 }
 
@@ -123,7 +123,7 @@ def test_processes_that_are_killed_go_on_to_the_same_weights(runs: Path, engine:
 @pytest.mark.slow
 def test_sixteen_bits_are_sharded_as_they_are(tmp_path: Path) -> None:
     """Frozen tensors in bf16 and fp32 masters in one unit; slots computed again, tensors tied."""
-    recipe = prepare(tmp_path, **FEW | {"checkpointing": True})
+    recipe = prepare(tmp_path, **FEW | {"gradient_checkpointing": True})
     data = yaml.safe_load(recipe.read_text()) | {"dtype": "bfloat16"}
     data["cpt"]["stages"][1]["train"].append("embeddings")
     shutil.rmtree(tmp_path / "out")

@@ -32,7 +32,7 @@ from hybridize.cpt.train.guards import Guards
 from hybridize.errors import CheckFailed
 from hybridize.model.manifest import sealed
 from hybridize.recipe.file import load_recipe
-from hybridize.recipe.sections import CptSpec, GuardsSpec
+from hybridize.recipe.sections.cpt import CptSpec, GuardsSpec
 from tests.assembler.readers import code, prose, save_reader
 from tests.assembler.stacks import build_in, write_recipe
 from tests.cpt.test_training import DATA, SMALL, broken_off, prepare, tensors, train
@@ -69,7 +69,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_accumulation_is_the_same_training(built: Path) -> None:
     ended(changed(built), "whole")
-    ended(changed(built, at_once=1), "accumulated")
+    ended(changed(built, micro_batch_size=1), "accumulated")
     for one, other in zip(
         lines(built.parent / "whole"), lines(built.parent / "accumulated"), strict=True
     ):
@@ -78,8 +78,8 @@ def test_accumulation_is_the_same_training(built: Path) -> None:
 
 
 def test_checkpointing_is_the_same_training(built: Path) -> None:
-    ended(changed(built, checkpointing=False), "kept")
-    ended(changed(built, checkpointing=True), "again")
+    ended(changed(built, gradient_checkpointing=False), "kept")
+    ended(changed(built, gradient_checkpointing=True), "again")
     assert tensors(built.parent / "kept") == tensors(built.parent / "again")
 
 
@@ -290,7 +290,7 @@ def test_each_step_and_each_source_is_written_down(built: Path) -> None:
 
 
 def test_the_first_step_of_a_warm_up_learns(built: Path) -> None:
-    ended(changed(built, warmup=0.5, learning_rate=4e-3), "warm")
+    ended(changed(built, warmup_ratio=0.5, learning_rate=4e-3), "warm")
     rates = [line["learning_rate"] for line in lines(built.parent / "warm") if "loss" in line]
     assert rates[:5] == pytest.approx([1e-3, 2e-3, 3e-3, 4e-3, 4e-3])
     assert rates[-1] < 2e-3
@@ -503,8 +503,14 @@ def test_every_tensor_that_learns_can_be_listed(built: Path) -> None:
 @pytest.mark.parametrize(
     ("cpt", "found"),
     [
-        ({"rates": {"embeddings": 1e-4}}, "a learning rate for 'embeddings', and nothing of that"),
-        ({"batch": 6, "at_once": 4}, "a step of 6 rows cannot be shared out: 1 process, 4 rows"),
+        (
+            {"learning_rates": {"embeddings": 1e-4}},
+            "a learning rate for 'embeddings', and nothing of that",
+        ),
+        (
+            {"batch": 6, "micro_batch_size": 4},
+            "a step of 6 rows cannot be shared out: 1 process, 4 rows",
+        ),
         ({"average": 9}, "stage 0 has 8 steps and makes 4 checkpoints, 9 are to be averaged"),
         (
             {"average": 2, "save_every": "1m"},
@@ -602,7 +608,7 @@ def test_evaluation_costs_a_small_part_of_a_training(
         stack=read_stack(built.parent / "out"),
         stages=(),
         processes=1,
-        at_once=1,
+        micro_batch_size=1,
     )
     spec = plan.spec
     steps = -(-spec.tokens // (spec.batch * spec.length))

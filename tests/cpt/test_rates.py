@@ -12,7 +12,7 @@ from hybridize.cli import main
 from hybridize.cpt.plan.model_tensors import Stack, read_stack
 from hybridize.cpt.plan.policy import Entry, resolve
 from hybridize.cpt.plan.rates import rate_lines, rates_of
-from hybridize.recipe.sections import CptSpec
+from hybridize.recipe.sections.cpt import CptSpec
 from tests.assembler.stacks import UNFITTED, build_in, save_donor, write_recipe
 
 
@@ -52,12 +52,12 @@ def test_rates_go_by_role_and_by_how_much_learns(
 
 def test_rates_of_the_recipe_win(stack: Stack) -> None:
     policy = resolve(stack, ["bridges", "norms", {"shallow": 1}])
-    spec = CptSpec(learning_rate=2e-3, rates={"bridge": 5e-3})
+    spec = CptSpec(learning_rate=2e-3, learning_rates={"bridge": 5e-3})
     assert rate_lines(rates_of(policy, spec)) == [
         "learning rate of slot, norm: 0.002 (learning_rate)",
-        "learning rate of bridge: 0.005 (rates: bridge)",
+        "learning rate of bridge: 0.005 (learning_rates: bridge)",
     ]
-    spec = CptSpec(rates={"bridge": 5e-3})
+    spec = CptSpec(learning_rates={"bridge": 5e-3})
     assert rates_of(policy, spec)["slot"].value == 3e-4
 
 

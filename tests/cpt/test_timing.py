@@ -26,7 +26,9 @@ STAGES = [{"train": ["bridges"], "share": 0.5}, {"train": [{"shallow": 1}], "sha
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare(tmp_path_factory.mktemp("timing"), stages=STAGES, at_once=2, evaluate_every=6)
+    return prepare(
+        tmp_path_factory.mktemp("timing"), stages=STAGES, micro_batch_size=2, evaluate_every=6
+    )
 
 
 def forecast(recipe: Path, *options: str) -> Any:

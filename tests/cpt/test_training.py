@@ -296,9 +296,13 @@ def test_a_mistake_in_the_text_leaves_nothing_in_the_way(tmp_path: Path) -> None
     assert train(recipe).exit_code == 0
 
 
+WILD: dict[str, Any] = {
+    "learning_rate": 1e30, "max_grad_norm": 1e30, "warmup_ratio": 0.0, "schedule": "constant",
+}  # fmt: skip
+
+
 def test_a_last_step_that_diverges_writes_nothing(tmp_path: Path) -> None:
-    wild = {"learning_rate": 1e30, "clip": 1e30, "warmup": 0.0, "schedule": "constant"}
-    done = train(prepare(tmp_path, tokens=128, **wild))
+    done = train(prepare(tmp_path, tokens=128, **WILD))
     assert done.exit_code == 1
     assert "no number" in done.stderr or "not finite" in done.stderr
     assert not (tmp_path / "trained").exists()
@@ -309,7 +313,7 @@ def test_stages_follow_each_other(tmp_path: Path) -> None:
         {"train": ["bridges"], "share": 0.5},
         {"train": ["bridges", {"shallow": 1}], "share": 0.5},
     ]
-    recipe = prepare(tmp_path, stages=stages, schedule="wsd", rates={"bridge": 1e-2})
+    recipe = prepare(tmp_path, stages=stages, schedule="wsd", learning_rates={"bridge": 1e-2})
     done = train(recipe, "trained", "--json")
     assert done.exit_code == 0, done.output[-2000:]
     record = json.loads(done.stdout)
@@ -350,7 +354,9 @@ def test_sixteen_bits_learn_in_fp32_and_are_stored_in_sixteen(tmp_path: Path, fi
 @pytest.mark.gpu
 def test_a_gpu_trains_as_a_processor_does(tmp_path: Path) -> None:
     """In 16 bits, with accumulation and checkpointing."""
-    recipe = prepare(tmp_path, checkpointing=True, at_once=2, train=["bridges", {"shallow": 1}])
+    recipe = prepare(
+        tmp_path, gradient_checkpointing=True, micro_batch_size=2, train=["bridges", {"shallow": 1}]
+    )
     import yaml
 
     data = yaml.safe_load(recipe.read_text()) | {"dtype": "bfloat16"}
@@ -414,7 +420,7 @@ def test_every_family_trains(tmp_path: Path, model_type: str) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_with_a_message(tmp_path: Path) -> None:
-    recipe = prepare(tmp_path, learning_rate=1e30, clip=1e30, warmup=0.0, schedule="constant")
+    recipe = prepare(tmp_path, **WILD)
     done = train(recipe)
     assert done.exit_code == 1
     assert "the loss is nan in step 2" in done.stderr

@@ -15,7 +15,7 @@ from hybridize.diagnostics.measure.budget import Rate, candidates, choices, over
 from hybridize.diagnostics.measure.effort import Effort
 from hybridize.diagnostics.measure.variants import Variant
 from hybridize.diagnostics.subject.trace import Curve, Trace, read_document
-from hybridize.recipe.sections import DiagnosticsSpec
+from hybridize.recipe.sections.diagnostics import DiagnosticsSpec
 from tests.assembler.readers import write_text
 from tests.diagnostics.donors import DEPTH, save_trained
 

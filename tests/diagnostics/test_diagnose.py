@@ -52,7 +52,7 @@ def test_the_same_again_gives_the_same_trace(tmp_path: Path) -> None:
     """In memory, streamed, and in small groups."""
     save_trained(tmp_path / "donor")
     pages = []
-    for more in ((), ("--stream",), ("--memory", "1MB")):
+    for more in ((), ("--layer-by-layer",), ("--memory", "1MB")):
         assert diagnose(tmp_path / "donor", tmp_path, *QUICK, *more).exit_code == 0
         found = json.loads((tmp_path / "report" / "trace.json").read_text())
         found["models"][0].pop("layer_tokens")

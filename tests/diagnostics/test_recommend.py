@@ -25,7 +25,7 @@ from hybridize.diagnostics.recommendation.trial import assembling, recommending
 from hybridize.diagnostics.recommendation.trial.recommending import Candidate, Recommendation
 from hybridize.diagnostics.subject.target import Options, with_options
 from hybridize.recipe.file import load_recipe
-from hybridize.recipe.sections import PlacementSpec
+from hybridize.recipe.sections.placement import PlacementSpec
 from hybridize.text.comparison import mean_gap
 from tests.assembler.readers import save_reader, write_text
 from tests.assembler.stacks import build_in, write_recipe

@@ -20,7 +20,7 @@ from hybridize.errors import Finding, HybridizeError
 from hybridize.model.donors import Donor
 from hybridize.model.vocabulary import refuse_other_tokens
 from hybridize.recipe.file import RecipeFile
-from hybridize.recipe.sections import PlacementSpec
+from hybridize.recipe.sections.placement import PlacementSpec
 from hybridize.text.comparison import LEVEL, SAME, chance
 
 LINEAR = "linear"  # the perturbation that tells what a layer is worth as a block

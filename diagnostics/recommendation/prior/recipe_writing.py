@@ -12,9 +12,9 @@ import yaml
 
 from hybridize.diagnostics.recommendation.prior.placement import Run
 from hybridize.files.reading import expanded
-from hybridize.recipe.fields import GLOB
+from hybridize.files.yaml_source import as_dict
 from hybridize.recipe.file import RecipeFile
-from hybridize.recipe.yaml_source import as_dict
+from hybridize.recipe.sections.fields import GLOB
 
 WIDTH = 98  # of a comment's line
 COPIED = ("bridges", "target", "dtype", "shard_size")  # as the source recipe says them

@@ -38,17 +38,14 @@ from hybridize.diagnostics.recommendation.trial.seams import Apart
 from hybridize.diagnostics.subject.subjects import Subject, check_heads, check_tokenizers
 from hybridize.diagnostics.subject.trace import Trace
 from hybridize.errors import HybridizeError
+from hybridize.files.yaml_source import parse_yaml
 from hybridize.machine.precision import AUTO
 from hybridize.model.donors import Donor
 from hybridize.model.lineage import Lineages
 from hybridize.recipe.file import RecipeFile, read_recipe
-from hybridize.recipe.sections import (
-    CalibrationSpec,
-    DiagnosticsSpec,
-    PerturbationSpec,
-    PlacementSpec,
-)
-from hybridize.recipe.yaml_source import parse_yaml
+from hybridize.recipe.sections.calibration import CalibrationSpec
+from hybridize.recipe.sections.diagnostics import DiagnosticsSpec, PerturbationSpec
+from hybridize.recipe.sections.placement import PlacementSpec
 from hybridize.text.comparison import Gap, Losses, mean_gap
 from hybridize.torch_model.loading import Weights
 

@@ -1,0 +1,100 @@
+"""The command `cpt`: continued pre-training of a built model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hybridize.cli.exits import end
+from hybridize.cli.group import DEVICE, PATH, common, main
+
+
+@main.command(short_help="Go on training a built model, with only what should learn")
+@click.argument("recipe", metavar="RECIPE|DIR", type=PATH)
+@click.option("--built", type=PATH, help="The model to train.  [default: out/NAME]")
+@click.option("--out", type=PATH, help="Folder to create.  [default: that of the model, and -cpt]")
+@click.option("--text", multiple=True, help="File to learn from.  [default: the recipe's]")
+@click.option("--old", multiple=True, help="File of text to keep.  [default: the recipe's]")
+@click.option("--tokens", type=click.IntRange(1), help="Of the whole training.")
+@click.option("--forecast", is_flag=True, help="Show what would learn and what it costs, and stop.")
+@click.option("--list", "listed", is_flag=True, help="With --forecast: every tensor that learns.")
+@click.option(
+    "--time/--no-time",
+    "timed",
+    default=None,
+    help="With --forecast: run a few tokens to tell seconds.  [default: if the model is small]",
+)
+@click.option("--resume", is_flag=True, help="Go on with a training that was broken off.")
+@click.option("--force", is_flag=True, help="Begin a training anew that was broken off.")
+@click.option("--processes", type=click.IntRange(1, 1024), default=1, help="On this machine.")
+@click.option(
+    "--engine",
+    type=click.Choice(["ddp", "fsdp", "deepspeed"]),
+    help="That joins the processes.  [default: ddp, or what accelerate's configuration says]",
+)
+@click.option("--accelerate", type=PATH, help="A configuration of accelerate, to start with.")
+@click.option(
+    "--log-to",
+    type=click.Choice(["tensorboard", "trackio", "wandb"]),
+    multiple=True,
+    help="Beside metrics.jsonl.",
+)
+@DEVICE
+@common
+def cpt(
+    recipe: Path,
+    *,
+    forecast: bool,
+    listed: bool,
+    timed: bool | None,
+    processes: int,
+    accelerate: Path | None,
+    as_json: bool,
+    offline: bool,
+    **options: Any,
+) -> None:
+    """Go on training a built model as the section `cpt` of its recipe says.
+
+    RECIPE's model lies in out/NAME, or under --built; DIR is a model that hybridize built, which
+    has its recipe in it. Also started by torchrun or accelerate launch: torchrun ... -m hybridize
+    cpt RECIPE.
+    """
+    from hybridize.console import show, show_json
+    from hybridize.cpt import command
+
+    if forecast:
+        keys = ("built", "text", "old", "tokens", "engine", "device")
+        asked = {key: options[key] for key in keys}
+        found = command.forecast(recipe, processes=processes, timed=timed, **asked)
+        show_json(found.as_dict()) if as_json else show(found.table(listed=listed))
+        return
+    if processes > 1 or accelerate is not None:
+        from hybridize.cpt.backends.launch import launch
+
+        given = click.get_current_context().params
+        sys.exit(launch(_again(given), processes=processes, config=accelerate))
+    trained = command.run(recipe, offline=offline, **options)
+    if trained is not None:
+        show_json(command.as_dict(trained)) if as_json else show(command.trained_table(trained))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        end(0)
+
+
+def _again(given: dict[str, Any]) -> list[str]:
+    """The command line of `cpt` for one of several processes."""
+    names = {"as_json": "json"}
+    found = ["cpt", str(given["recipe"])]
+    for key, value in given.items():
+        if key in ("recipe", "processes", "accelerate", "forecast", "listed", "timed"):
+            continue
+        flag = f"--{names.get(key, key).replace('_', '-')}"
+        if value is True:
+            found.append(flag)
+        elif value not in (None, False, ()):
+            values = value if isinstance(value, tuple) else (value,)
+            found += [part for one in values for part in (flag, str(one))]
+    return found

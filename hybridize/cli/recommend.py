@@ -1,0 +1,52 @@
+"""The command `recommend`: which donor's layers belong where."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hybridize.cli.group import COMPUTE, DEVICE, PATH, common, main
+
+
+@main.command(short_help="Which donor's layers belong where, as a recipe")
+@click.argument("recipe", type=PATH)
+@click.option("--write", type=PATH, help="Write the recommended recipe, with its reasons.")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option(
+    "--text", multiple=True, help="File of text, one domain each.  [default: the recipe's]"
+)
+@click.option("--seeds", type=click.IntRange(1, 100), help="Of each perturbation by chance.")
+@click.option("--tokens", type=click.IntRange(64), help="Of text for the diagnosis of donors.")
+@click.option("--perturbed", type=click.IntRange(32), help="Tokens of text that are perturbed.")
+@click.option(
+    "--budget", help="Time for diagnosing donors, by perturbing less: 10m, 2h.  [default: 10m]"
+)
+@click.option(
+    "--layer-by-layer", is_flag=True, help="Read one layer at a time while donors are diagnosed."
+)
+@DEVICE
+@COMPUTE
+@click.option("--memory", help="For the states of perturbed text: 4GB.  [default: a quarter]")
+@common
+def recommend(recipe: Path, *, as_json: bool, offline: bool, **options: Any) -> None:
+    """Say which layers of RECIPE's donors belong where (its `placement` says what may be moved).
+
+    Donors are diagnosed, placements scored by a prior, and the best few assembled in memory and
+    measured beside their controls.
+    """
+    from hybridize.console import show, show_json
+    from hybridize.diagnostics.recommendation.command import run
+    from hybridize.diagnostics.recommendation.outcome import as_dict, recommendation_table
+
+    found, written = run(recipe, offline=offline, **options)
+    if as_json:
+        show_json({"written": str(written) if written else None, **as_dict(found)})
+    else:
+        show(recommendation_table(found))
+        if written:
+            show(f"\nwritten: {written}; build it: hybridize build {written}")
+    if found.chosen is None:
+        sys.exit(1)
