@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hybridize.assembler.fit.fitting import fit_and_measure as fit_and_measure
     from hybridize.assembler.fit.fitting import reader_of as reader_of
     from hybridize.assembler.fit.fitting import tokenizer_of as tokenizer_of
-    from hybridize.assembler.fit.hybrid_with_donors import Models as Models
+    from hybridize.assembler.fit.hybrid_with_donors import HybridWithDonors as HybridWithDonors
     from hybridize.assembler.plan.outputs import hybrid_config as hybrid_config
     from hybridize.assembler.plan.planning import HELD_OUT as HELD_OUT
     from hybridize.assembler.plan.planning import Plan as Plan
@@ -27,7 +27,7 @@ MODULES = {
     "Fit": "assembler.assembly.fit_report",
     "HELD_OUT": "assembler.plan.planning",
     "Losses": "assembler.fit.controls",
-    "Models": "assembler.fit.hybrid_with_donors",
+    "HybridWithDonors": "assembler.fit.hybrid_with_donors",
     "Plan": "assembler.plan.planning",
     "TOKENS_PER_INPUT": "assembler.plan.stack",
     "beside_controls": "assembler.assembly.fit_report",

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 QUICK = 2_000_000_000  # bytes of a model that a forecast reads without being asked to
 
 
-def run(
-    named: Path,
+def train(
+    named: Path | str,
     *,
     built: Path | None = None,
     out: Path | None = None,
@@ -50,19 +50,19 @@ def run(
     from hybridize.cpt.backends import engine as engines
     from hybridize.cpt.data.text import check_text
     from hybridize.cpt.train.arguments import check_loggers
-    from hybridize.cpt.train.training import How, train
+    from hybridize.cpt.train.training import RunOptions, run_training
     from hybridize.machine.device import use_device
     from hybridize.machine.lifeline import end_with_parent
 
     if engines.processes() > 1:
         end_with_parent(os.getppid())  # a launcher that is killed leaves none behind
-    target = find_target(named, built=built, out=out, text=text, old=old, tokens=tokens)
+    target = find_target(Path(named), built=built, out=out, text=text, old=old, tokens=tokens)
     check_text(target.recipe)
     check_loggers(log_to)
     chosen = engines.asked_engine(engine)
     plan = plan_training(target.recipe, target.folder, processes=engines.processes())
     plan.check_engine(chosen)
-    how = How(
+    options = RunOptions(
         device=use_device(device),
         engine=chosen,
         report_to=log_to,
@@ -71,7 +71,7 @@ def run(
         force=force,
         offline=offline,
     )
-    trained = train(plan, target.out, how)
+    trained = run_training(plan, target.out, options)
     return trained if engines.is_main() else None
 
 
@@ -148,7 +148,7 @@ class Forecasts:
 
 
 def forecast(
-    named: Path,
+    named: Path | str,
     *,
     built: Path | None = None,
     text: Sequence[str] = (),
@@ -168,7 +168,7 @@ def forecast(
     from hybridize.cpt.plan.forecast import forecast as costs_of
     from hybridize.cpt.plan.memory import head_positions
 
-    target = find_target(named, built=built, text=text, old=old, tokens=tokens)
+    target = find_target(Path(named), built=built, text=text, old=old, tokens=tokens)
     plan = plan_training(target.recipe, target.folder, processes=processes)
     spec = plan.spec
     if timed is None:

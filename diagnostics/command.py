@@ -11,7 +11,7 @@ from pathlib import Path
 import hybridize
 from hybridize.console import share_progress
 from hybridize.diagnostics.measure.budget import BUDGET
-from hybridize.diagnostics.measure.diagnosis import diagnose
+from hybridize.diagnostics.measure.diagnosis import diagnose_models
 from hybridize.diagnostics.report.html import report_html
 from hybridize.diagnostics.subject.target import Options, find_target
 from hybridize.diagnostics.subject.trace import Document
@@ -25,7 +25,7 @@ LIBRARIES = ("torch", "transformers")
 
 
 @dataclass(frozen=True)
-class Done:
+class Diagnosis:
     """A diagnosis, written down."""
 
     document: Document
@@ -37,7 +37,7 @@ class Done:
         return f"written: {files}; {self.seconds:.0f} s"
 
 
-def run(
+def diagnose(
     target: str,
     *,
     text: Sequence[str] = (),
@@ -55,7 +55,7 @@ def run(
     built: Path | None = None,
     out: Path | None = None,
     offline: bool = False,
-) -> Done:
+) -> Diagnosis:
     """Diagnose a model, or a recipe's donors and hybrid; see the command's help.
 
     Raises:
@@ -69,7 +69,7 @@ def run(
     check_writable(folder)
     where = use_device(device)
     with share_progress("diagnosing") as tell:
-        traces = diagnose(
+        traces = diagnose_models(
             found.recipe,
             found.subjects,
             device=where,
@@ -88,7 +88,7 @@ def run(
         models=traces,
     )
     write_files(document, folder)
-    return Done(document, folder, time.monotonic() - started)
+    return Diagnosis(document, folder, time.monotonic() - started)
 
 
 def write_files(document: Document, folder: Path) -> None:

@@ -78,7 +78,7 @@ def run(folder: Path, command: str, kills: int, seed: int) -> list[dict[str, Any
     from hybridize.diagnostics.recommendation.trial import recommending  # noqa: F401
 
     torch.set_num_threads(1)  # a forked process must not ask the threads of its parent
-    assemble.ProcessProver = LocalProver  # type: ignore[misc, assignment]
+    assemble.WorkerProcess = LocalProver  # type: ignore[misc, assignment]
     os.chdir(folder)
     place = folder / f"killed-{command}"
     target, work = place / "made", place / "made.work"

@@ -70,8 +70,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr(assemble, "ProcessProver", LocalProver)
-    monkeypatch.setattr(verifying, "ProcessProver", LocalProver)
+    monkeypatch.setattr(assemble, "WorkerProcess", LocalProver)
+    monkeypatch.setattr(verifying, "WorkerProcess", LocalProver)
     monkeypatch.chdir(folder)
 
 

@@ -26,7 +26,7 @@ from hybridize.assembler.plan.outputs import (
     native_outputs,
 )
 from hybridize.assembler.plan.planning import HELD_OUT, TO_BE_COMPARED, Plan
-from hybridize.assembler.worker.worker import ProcessProver, Prover
+from hybridize.assembler.worker.worker import Worker, WorkerProcess
 from hybridize.console import byte_progress, say, size, token_progress
 from hybridize.errors import HybridizeError
 from hybridize.files.ranges import hash_ranges
@@ -92,13 +92,13 @@ class Built:
 
 def build(
     plan: Plan,
-    out: Path,
+    out: Path | str,
     *,
     force: bool = False,
     check: Check = "forward",
     offline: bool = False,
     compute_dtype: str = AUTO,
-    prover: Prover | None = None,
+    worker: Worker | None = None,
 ) -> Built:
     """Assemble the model of a plan under `out`, which appears only when all checks have passed.
 
@@ -108,20 +108,20 @@ def build(
         offline: never ask the network, for calibration text.
         compute_dtype: that models compute in while bridges are fitted and the result is measured,
             or `auto`, see `precision.compute_dtype`.
-        prover: who answers what needs torch; default: a second process.
+        worker: who answers what needs torch; default: a second process.
 
     Raises:
         HybridizeError: the target is in the way, the disk is too small, a donor is broken, or was
             changed since the plan was made.
         CheckFailed: the result is not what the plan says.
     """
-    start = time.monotonic()
+    start, folder = time.monotonic(), Path(out)
     if plan.tied:
         _check_tie(plan)
-    with Staging(out, force=force) as staging, closing(prover or ProcessProver()) as prover:
-        job = _Job(staging, prover, plan)
+    with Staging(folder, force=force) as staging, closing(worker or WorkerProcess()) as process:
+        job = _Job(staging, process, plan)
         try:
-            compared = compare_tokens(plan, prover)
+            compared = compare_tokens(plan, process)
             job.fit_bridges(offline=offline, compute_dtype=compute_dtype)
             job.run()
             checks = [*job.check(check), *compared]
@@ -129,9 +129,9 @@ def build(
                 donor.checkpoint.refuse_changed()
             staging.publish()
         except OSError as error:
-            raise _removed(error, out) from None
+            raise _removed(error, folder) from None
     return Built(
-        folder=out,
+        folder=folder,
         plan=job.plan,
         nbytes=sum(shard.nbytes for shard in job.shards),
         num_tensors=len(job.hashes),
@@ -143,11 +143,11 @@ def build(
     )
 
 
-def prove_target(plan: Plan, prover: Prover | None = None) -> Plan:
+def prove_target(plan: Plan, worker: Worker | None = None) -> Plan:
     """Prove a native target now, and compare tokens; the plan with the verdict in its reason."""
     if plan.target == "hybrid" and not plan.uncompared:
         return plan
-    with closing(prover or ProcessProver()) as process:
+    with closing(worker or WorkerProcess()) as process:
         compared = compare_tokens(plan, process)
         notes = tuple(note for note in plan.notes if TO_BE_COMPARED not in note)
         plan = replace(plan, notes=(*notes, *compared))
@@ -159,8 +159,8 @@ def prove_target(plan: Plan, prover: Prover | None = None) -> Plan:
     return _refuted(plan, verdict["reason"])
 
 
-def _submit_proof(plan: Plan, prover: Prover) -> Future[Any]:
-    return prover.submit(
+def _submit_proof(plan: Plan, worker: Worker) -> Future[Any]:
+    return worker.submit(
         "prove",
         configs=plan.configs,
         picks=plan.picks,
@@ -184,9 +184,9 @@ def _refuted(plan: Plan, reason: str) -> Plan:
 class _Job:
     """One build: the plan as it stands, and what has been written so far."""
 
-    def __init__(self, staging: Staging, prover: Prover, plan: Plan) -> None:
+    def __init__(self, staging: Staging, worker: Worker, plan: Plan) -> None:
         self.staging = staging
-        self.prover = prover
+        self.worker = worker
         self.plan = plan
         self.config: dict[str, Any] = {}
         self.shards: list[Shard] = []
@@ -208,7 +208,7 @@ class _Job:
         text = gather(calibration, plan.recipe, documents, tokens=tokens, offline=offline)
         readers = {name: _tokenizer(donor) for name, donor in plan.tokenizers.items() if donor}
         with token_progress("fitting bridges" if plan.fitted else "measuring") as progress:
-            found = self.prover.submit(
+            found = self.worker.submit(
                 "fit",
                 progress=progress,
                 config=hybrid_config(plan),
@@ -245,7 +245,7 @@ class _Job:
     def _native(self) -> bool:
         """Copy while the proof runs; False (and a new plan) where it is refuted."""
         plan = self.plan
-        proof = _submit_proof(plan, self.prover)
+        proof = _submit_proof(plan, self.worker)
         if plan.dtype is None:
             self._write_weights(native_outputs(plan))
         verdict = proof.result()
@@ -255,7 +255,7 @@ class _Job:
         self.plan = plan.as_proved()
         if plan.dtype is not None:
             shapes = {output.name: (output.dtype, output.shape) for output in native_outputs(plan)}
-            kept = self.prover.submit(
+            kept = self.worker.submit(
                 "native_fp32", config=verdict["config"], tensors=shapes
             ).result()
             self._write_weights(native_outputs(plan, keep_fp32=kept))
@@ -264,7 +264,7 @@ class _Job:
 
     def _hybrid(self) -> None:
         config = hybrid_config(self.plan)
-        layout = self.prover.submit(
+        layout = self.worker.submit(
             "layout",
             config=config,
             donors=donor_shapes(self.plan),
@@ -276,7 +276,7 @@ class _Job:
     def _write_weights(self, outputs: Sequence[Output]) -> None:
         self.shards = lay_out(outputs, self.plan.recipe.recipe.shard_size)
         self.hashes = {}  # those of a native layout that was refuted do not count
-        self.carrier = self.carrier or Carrier(self.plan, self.prover)
+        self.carrier = self.carrier or Carrier(self.plan, self.worker)
         done = self._resume()
         total = sum(shard.nbytes for shard in self.shards if shard.name not in done)
         check_disk(self.staging.folder, total, fix=ELSEWHERE)
@@ -316,7 +316,7 @@ class _Job:
             if not output.copied
         ]:
             bridges = {where: asdict(bridge) for where, bridge in self.plan.bridges.items()}
-            hashes |= self.prover.submit(
+            hashes |= self.worker.submit(
                 "compute",
                 file=str(growing),
                 outputs=computed,
@@ -355,7 +355,7 @@ class _Job:
         """Open what was written, as a user would."""
         folder = self.staging.model
         compared = compare_with_donors(self.shards, folder)
-        answer = self.prover.submit("check", folder=str(folder), mode=how).result()
+        answer = self.worker.submit("check", folder=str(folder), mode=how).result()
         assert self.carried is not None
         return [
             f"{compared} tensors read back equal their donors'",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridize.assembler.plan.planning import Plan
-from hybridize.assembler.worker.worker import Prover
+from hybridize.assembler.worker.worker import Worker
 from hybridize.errors import HybridizeError
 from hybridize.model.checkpoint import encode_floats, read_json
 from hybridize.model.donors import Donor
@@ -33,7 +33,7 @@ class Carried:
     check: str
 
 
-def compare_tokens(plan: Plan, prover: Prover) -> list[str]:
+def compare_tokens(plan: Plan, worker: Worker) -> list[str]:
     """Compare what the tokenizers do where the plan could not compare their files.
 
     Returns:
@@ -42,12 +42,12 @@ def compare_tokens(plan: Plan, prover: Prover) -> list[str]:
     Raises:
         HybridizeError: the same numbers mean other tokens.
     """
-    return [_compare(plan, donor, prover) for donor in plan.uncompared]
+    return [_compare(plan, donor, worker) for donor in plan.uncompared]
 
 
-def _compare(plan: Plan, donor: Donor, prover: Prover) -> str:
+def _compare(plan: Plan, donor: Donor, worker: Worker) -> str:
     embeddings = plan.donors[plan.embeddings]
-    answer = prover.submit(
+    answer = worker.submit(
         "compare_tokenizers", one=str(embeddings.folder), other=str(donor.folder)
     ).result()
     pair = f"tokens of '{embeddings.name}' and '{donor.name}'"
@@ -71,12 +71,12 @@ def _compare(plan: Plan, donor: Donor, prover: Prover) -> str:
 class Carrier:
     """Opens the tokenizer while weights are copied, and writes its files when they are."""
 
-    def __init__(self, plan: Plan, prover: Prover) -> None:
-        self.plan, self.prover = plan, prover
+    def __init__(self, plan: Plan, worker: Worker) -> None:
+        self.plan, self.worker = plan, worker
         self.source = plan.tokenizer or plan.donors[plan.embeddings]
         self.reading: Future[Any] | None = None
         if plan.tokenizer:
-            self.reading = prover.submit("read_tokenizer", folder=str(self.source.folder))
+            self.reading = worker.submit("read_tokenizer", folder=str(self.source.folder))
 
     def write(self, folder: Path, config: Mapping[str, Any]) -> Carried:
         """Write config.json, generation_config.json and the tokenizer's files.
@@ -97,7 +97,7 @@ class Carrier:
             return Carried(None, "no tokenizer")
         if read["reason"]:
             return Carried(None, f"the tokenizer is copied and not checked: {read['reason']}")
-        self.prover.submit(
+        self.worker.submit(
             "keep_ids",
             source=str(self.source.folder),
             folder=str(folder),
@@ -115,7 +115,7 @@ class Carrier:
     ) -> dict[str, Any]:
         """config.json; the special tokens that it states."""
         theirs, present = (
-            self.prover.submit("special_tokens", config=content).result()
+            self.worker.submit("special_tokens", config=content).result()
             for content in (self.source.config, config)
         )
         wanted = dict.fromkeys(KEYS) | agreed(theirs, special, self._rows)

@@ -14,7 +14,7 @@ from blake3 import blake3
 
 from hybridize.assembler.assembly.provenance import header_hash
 from hybridize.assembler.merge.merging import merge_folder
-from hybridize.assembler.worker.worker import ProcessProver, Prover
+from hybridize.assembler.worker.worker import Worker, WorkerProcess
 from hybridize.console import byte_progress
 from hybridize.errors import CheckFailed, HybridizeError
 from hybridize.files.hashes import content_hash
@@ -72,12 +72,12 @@ class Verification:
 
 
 def verify(
-    folder: Path,
+    folder: Path | str,
     *,
     load: Literal["forward", "structure", "none"] = "forward",
     whole: bool = False,
     expect: str | None = None,
-    prover: Prover | None = None,
+    worker: Worker | None = None,
 ) -> Verification:
     """Check a built model against its manifest and, where they are found, its donors.
 
@@ -89,6 +89,7 @@ def verify(
     Raises:
         HybridizeError: the folder has no readable manifest.
     """
+    folder = Path(folder)
     manifest = read_manifest(folder, damaged=True)
     outcomes = [_manifest(folder, expect), _files(folder, manifest)]
     checkpoint, headers = _headers(folder, manifest)
@@ -97,7 +98,7 @@ def verify(
         outcomes.append(_hashes(checkpoint, manifest))
         outcomes += _donors(folder, manifest, whole=whole)
         if load != "none":
-            outcomes += _load(folder, manifest, load, prover)
+            outcomes += _load(folder, manifest, load, worker)
     return Verification(folder, tuple(outcomes))
 
 
@@ -209,10 +210,10 @@ def _sample(items: Sequence[Any]) -> Sequence[Any]:
 
 
 def _load(
-    folder: Path, manifest: dict[str, Any], how: str, prover: Prover | None
+    folder: Path, manifest: dict[str, Any], how: str, worker: Worker | None
 ) -> Iterator[Outcome]:
     where = str(folder.absolute())
-    with closing(prover or ProcessProver()) as process:
+    with closing(worker or WorkerProcess()) as process:
         try:
             answer = process.submit("check", folder=where, mode=how).result()
             yield Outcome("load", True, "; ".join(answer["checks"]))
@@ -222,7 +223,7 @@ def _load(
             yield _tokenizer(where, wanted, manifest["versions"], process)
 
 
-def _tokenizer(folder: str, wanted: str, versions: dict[str, str], process: Prover) -> Outcome:
+def _tokenizer(folder: str, wanted: str, versions: dict[str, str], process: Worker) -> Outcome:
     try:
         if process.submit("tokenizer_ids", folder=folder).result() == wanted:
             return Outcome("tokenizer", True, "gives the ids that its donor's gave in the build")

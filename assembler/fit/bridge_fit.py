@@ -17,7 +17,7 @@ import torch
 
 from hybridize.assembler.fit.hybrid_with_donors import (
     BATCH,
-    Models,
+    HybridWithDonors,
     Parameters,
     Progress,
     held_out_loss,
@@ -95,7 +95,7 @@ class Fitted:
 
 @torch.no_grad()
 def fit_bridges(
-    models: Models,
+    models: HybridWithDonors,
     windows: Sequence[Windows],
     *,
     stream: str,
@@ -118,7 +118,7 @@ def fit_bridges(
     return work.fitted
 
 
-def share_of_pass(models: Models, bridge: Bridge, stream: str, *, nulls: bool) -> float:
+def share_of_pass(models: HybridWithDonors, bridge: Bridge, stream: str, *, nulls: bool) -> float:
     """What a pass of text through both sides of a bridge is, beside one through the hybrid."""
     depth = len(models.hybrid.config.slots)
     arriving = bridge.reads[1] if stream == "donor" else bridge.at or State(depth)
@@ -133,7 +133,7 @@ class _Work:
 
     def __init__(
         self,
-        models: Models,
+        models: HybridWithDonors,
         windows: Sequence[Windows],
         stream: str,
         progress: Progress,
@@ -292,13 +292,13 @@ class _Span:
     wanted: tuple[str, State]
 
 
-def _goals(models: Models, bridge: Bridge, *, nulls: bool) -> list[tuple[str, State]]:
+def _goals(models: HybridWithDonors, bridge: Bridge, *, nulls: bool) -> list[tuple[str, State]]:
     """What a bridge's own map is fitted to, and that in the place of the span that it begins."""
     span = _span(models, bridge) if nulls else None
     return [bridge.writes, *([span.wanted] if span else [])]
 
 
-def _span(models: Models, bridge: Bridge) -> _Span | None:
+def _span(models: HybridWithDonors, bridge: Bridge) -> _Span | None:
     """Of a bridge between slots; the last one's ends before the final norm."""
     if bridge.at is None or bridge.at.module is not None:
         return None

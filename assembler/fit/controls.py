@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hybridize.assembler.fit.bridge_fit import Null
-from hybridize.assembler.fit.hybrid_with_donors import Models, Nats, held_out_loss, whole
+from hybridize.assembler.fit.hybrid_with_donors import HybridWithDonors, Nats, held_out_loss, whole
 from hybridize.assembler.fit.pace import Work
 from hybridize.assembler.fit.swap_controls import measure_swaps
 from hybridize.torch_model.stream import Stream
@@ -25,7 +25,7 @@ Losses = dict[str, dict[str, Any]]  # by domain
 
 @torch.no_grad()
 def measure(
-    models: Models,
+    models: HybridWithDonors,
     windows: Sequence[Windows],
     judged: Sequence[Windows],
     nulls: Sequence[Null],
@@ -72,7 +72,7 @@ def measure(
     }
 
 
-def _without(models: Models, null: Null) -> Nats:
+def _without(models: HybridWithDonors, null: Null) -> Nats:
     """The hybrid with a span's ridge map in the span's place."""
     norm = getattr(models.module(null.bridge), "norm", None)
 

@@ -12,14 +12,14 @@ from safetensors.torch import save
 
 from hybridize.assembler.fit.bridge_fit import GATE, Fitted, fit_bridges
 from hybridize.assembler.fit.controls import Losses, measure
-from hybridize.assembler.fit.hybrid_with_donors import Models
+from hybridize.assembler.fit.hybrid_with_donors import HybridWithDonors
 from hybridize.assembler.fit.pace import Told, Work
 from hybridize.assembler.plan.stack import Bridge
 from hybridize.errors import HybridizeError
 from hybridize.model.donors import Donor
 from hybridize.torch_model.loading import Weights
 from hybridize.torch_model.stream import Stream
-from hybridize.torch_model.windows import AUTO, Domain, Reader, Windows, cut
+from hybridize.torch_model.windows import AUTO, DomainText, Reader, Windows, cut
 
 
 def run(
@@ -53,13 +53,13 @@ def run(
     reader = reader_of(weights.donors[config["embeddings"]], tokenizer, device)
     windows = cut(
         Path(text["file"]),
-        [Domain(**domain) for domain in text["domains"]],
+        [DomainText(**domain) for domain in text["domains"]],
         reader,
         length=text["length"],
         held_out=text["held_out"],
         seed=text["seed"],
     )
-    models = Models(weights, config, bridges, reader=reader, readers=readers)
+    models = HybridWithDonors(weights, config, bridges, reader=reader, readers=readers)
     fitted, result = fit_and_measure(
         models, windows, stream=text["stream"], measured=text["measure"], progress=progress
     )
@@ -73,7 +73,7 @@ def run(
 
 
 def fit_and_measure(
-    models: Models,
+    models: HybridWithDonors,
     windows: Sequence[Windows],
     *,
     stream: str,
@@ -169,7 +169,7 @@ def _judged(windows: Sequence[Windows], measured: bool | int) -> list[Windows]:
 
 
 @torch.no_grad()
-def _check_layers(models: Models, windows: Sequence[Windows]) -> None:
+def _check_layers(models: HybridWithDonors, windows: Sequence[Windows]) -> None:
     """A bridging layer must begin as nothing, in every architecture."""
     made = [i for i, slot in enumerate(models.hybrid.config.slots) if slot.get("made")]
     if not made:

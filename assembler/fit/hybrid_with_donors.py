@@ -25,7 +25,7 @@ Progress = Callable[[float], None]  # called with the number of tokens that have
 Nats = Callable[[Encoded], Tensor]  # summed loss of each row
 
 
-class Models:
+class HybridWithDonors:
     """The hybrid, and its donors alone, with the tokenizers that they read with.
 
     Args:

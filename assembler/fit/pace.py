@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from hybridize.assembler.fit.bridge_fit import share_of_pass
-from hybridize.assembler.fit.hybrid_with_donors import Models
+from hybridize.assembler.fit.hybrid_with_donors import HybridWithDonors
 from hybridize.assembler.fit.swap_controls import groups, swapped
 from hybridize.console import duration
 from hybridize.machine.timing import seconds_of
@@ -40,7 +40,7 @@ class Pace:
 
 
 @torch.no_grad()
-def timed(models: Models, text: str) -> Pace:
+def timed(models: HybridWithDonors, text: str) -> Pace:
     """Run some text through a hybrid."""
     tokens = models.reader.encode([text]).tokens[:, :SAMPLE]
     stream = Stream(models.hybrid, tokens, None)
@@ -67,7 +67,7 @@ class Work:
 
     def __init__(
         self,
-        models: Models,
+        models: HybridWithDonors,
         windows: Sequence[Windows],
         judged: Sequence[Windows],
         *,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hybridize.assembler.fit.bridge_fit import best_map
-from hybridize.assembler.fit.hybrid_with_donors import BATCH, Models, Progress
+from hybridize.assembler.fit.hybrid_with_donors import BATCH, HybridWithDonors, Progress
 from hybridize.model.states import State
 from hybridize.torch_model.regression import Affine, Sums, one_thread, ridge
 from hybridize.torch_model.stream import Stream
@@ -45,7 +45,7 @@ class Place:
         return self.host, State(self.layer, self.path, "out")
 
 
-def swapped(models: Models) -> list[Place]:
+def swapped(models: HybridWithDonors) -> list[Place]:
     """Every place with a swapped module, from below upwards."""
     return [
         Place(index, path, slot["donor"], slot["layer"])
@@ -54,7 +54,7 @@ def swapped(models: Models) -> list[Place]:
     ]
 
 
-def groups(models: Models, windows: Sequence[Windows]) -> list[list[Place]]:
+def groups(models: HybridWithDonors, windows: Sequence[Windows]) -> list[list[Place]]:
     """Places whose maps are fitted in one pass over the text."""
     places = swapped(models)
     widest = max((models.width(place.host) for place in places), default=1)
@@ -65,7 +65,7 @@ def groups(models: Models, windows: Sequence[Windows]) -> list[list[Place]]:
 
 @torch.no_grad()
 def measure_swaps(
-    models: Models,
+    models: HybridWithDonors,
     windows: Sequence[Windows],
     losses: Callable[[], Losses],
     progress: Progress,
@@ -87,7 +87,10 @@ def measure_swaps(
 
 
 def _maps(
-    models: Models, windows: Sequence[Windows], places: Sequence[Place], progress: Progress
+    models: HybridWithDonors,
+    windows: Sequence[Windows],
+    places: Sequence[Place],
+    progress: Progress,
 ) -> Iterator[tuple[Place, Affine]]:
     """The ridge map for each place, from one pass over the text."""
     widths = [models.width(place.host) for place in places]
@@ -107,7 +110,7 @@ def _maps(
 
 
 def _add(
-    models: Models,
+    models: HybridWithDonors,
     places: Sequence[Place],
     texts: Sequence[str],
     totals: Sequence[Sums],
@@ -124,7 +127,9 @@ def _add(
 
 
 @contextmanager
-def _instead(models: Models, place: Place, update: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def _instead(
+    models: HybridWithDonors, place: Place, update: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
     """The hybrid with another update of the stream in the place of a module's."""
     module = models.hybrid.model.layers[place.slot].get_submodule(place.path)
 

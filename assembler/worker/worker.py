@@ -25,7 +25,7 @@ from hybridize.machine.lifeline import end_with_parent
 Progress = Callable[..., None]
 
 
-class Prover(Protocol):
+class Worker(Protocol):
     """Whatever answers requests: a process, or (in tests) this one."""
 
     def submit(
@@ -61,7 +61,7 @@ class LocalProver:
         pass
 
 
-class ProcessProver:
+class WorkerProcess:
     """Answers in a process of its own."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from hybridize.cpt.plan.model_tensors import Stack, Tensor
+from hybridize.cpt.plan.model_tensors import ModelTensors, Tensor
 from hybridize.model.anatomy import WIDTH_KEYS
 
 HEADS = ("num_attention_heads", "n_head", "n_heads", "attention_heads")
@@ -59,7 +59,7 @@ class Part:
     """One step of the forward pass: a slot, a bridge, the head, or what stands before and after.
 
     Attributes:
-        position: as `Stack.position` counts.
+        position: as `ModelTensors.position` counts.
         scores: multiply-adds for a token between queries, keys and values.
         width: of the stream that it reads.
     """
@@ -94,7 +94,7 @@ class Flops:
         return self.forward + self.again + self.activations + self.weights
 
 
-def parts(stack: Stack, length: int) -> list[Part]:
+def parts(stack: ModelTensors, length: int) -> list[Part]:
     """All parts of a model, in the order of its forward pass.
 
     Args:
@@ -138,7 +138,9 @@ def flops_of(
     return Flops(forward, again, activations, weights)
 
 
-def _part(stack: Stack, position: tuple[int, int], tensors: list[Tensor], length: int) -> Part:
+def _part(
+    stack: ModelTensors, position: tuple[int, int], tensors: list[Tensor], length: int
+) -> Part:
     looked_up = position[0] < 0
     weights = [t for t in tensors if len(t.shape) > 1 and not t.name.endswith("A_log")]
     share = active_experts(stack, tensors)
@@ -155,7 +157,7 @@ def _part(stack: Stack, position: tuple[int, int], tensors: list[Tensor], length
     )
 
 
-def active_experts(stack: Stack, tensors: Sequence[Tensor]) -> float:
+def active_experts(stack: ModelTensors, tensors: Sequence[Tensor]) -> float:
     """Share of a slot's experts that a token passes through; 1 where the config does not say.
 
     How many there are, the headers say: by numbers, or by the first dimension of fused ones.
@@ -176,7 +178,7 @@ def _is_expert(tensor: Tensor) -> bool:
     return tensor.slot is not None and len(tensor.shape) == 3 and tensor.shape[1] > 1
 
 
-def _scores(stack: Stack, slot: int, tensors: Sequence[Tensor], length: int) -> float:
+def _scores(stack: ModelTensors, slot: int, tensors: Sequence[Tensor], length: int) -> float:
     """Multiply-adds for a token with the keys and the values that it sees; 0 without attention."""
     kinds = stack.config.get("layer_types") or stack.config.get("layers_block_type")
     kind = str(kinds[slot]) if isinstance(kinds, list) and slot < len(kinds) else ""

@@ -18,7 +18,7 @@ from rich.text import Text
 from hybridize.console import count, size
 from hybridize.cpt.plan.costs import Flops, flops_of, parts
 from hybridize.cpt.plan.memory import MOMENTS, Memory, Settings, memory_of
-from hybridize.cpt.plan.model_tensors import FLOATS, Stack
+from hybridize.cpt.plan.model_tensors import FLOATS, ModelTensors
 from hybridize.cpt.plan.policy import Policy
 from hybridize.errors import HybridizeError, did_you_mean
 
@@ -111,7 +111,7 @@ class Forecast:
 
 
 def forecast(
-    stack: Stack,
+    stack: ModelTensors,
     policy: Policy,
     *,
     tokens: int,

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from hybridize.cpt.plan.costs import Part
-from hybridize.cpt.plan.model_tensors import Stack, Tensor
+from hybridize.cpt.plan.model_tensors import ModelTensors, Tensor
 from hybridize.model.checkpoint import BITS
 
 MOMENTS = {"adamw": 2, "sgd": 0}  # tensors that the optimizer keeps for each one that learns
@@ -60,7 +60,7 @@ class Memory:
 
 
 def memory_of(
-    stack: Stack, found: Sequence[Part], learns: Collection[str], settings: Settings
+    stack: ModelTensors, found: Sequence[Part], learns: Collection[str], settings: Settings
 ) -> Memory:
     """Memory when tensors of these names learn."""
     trained = sum(tensor.numel for tensor in stack.tensors if tensor.name in learns)
@@ -78,7 +78,7 @@ def memory_of(
 
 
 def _activations(
-    stack: Stack, found: Sequence[Part], learns: Collection[str], settings: Settings
+    stack: ModelTensors, found: Sequence[Part], learns: Collection[str], settings: Settings
 ) -> float:
     """Bytes that autograd keeps for the backward pass: a rough estimate.
 
@@ -100,7 +100,7 @@ def _activations(
     return sum(kept) * settings.at_once * size + (size * copies if size < 4 else 0)
 
 
-def _read_out(stack: Stack) -> float:
+def _read_out(stack: ModelTensors) -> float:
     """Bytes of a logit: itself, its log-softmax and its gradient in fp32; and in 16 bits what the
     matrix gives and gets.
     """

@@ -86,7 +86,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Stack:
+class ModelTensors:
     """A model's tensors in the order of its depth: embeddings first, head last.
 
     Attributes:
@@ -146,7 +146,7 @@ class Stack:
         return {tensor.name: tensor for tensor in self.tensors}
 
 
-def read_stack(folder: Path) -> Stack:
+def read_model_tensors(folder: Path) -> ModelTensors:
     """Read a model folder: a hybrid, or any decoder of transformers.
 
     Raises:
@@ -161,7 +161,7 @@ def read_stack(folder: Path) -> Stack:
     return replace(stack, states=states)
 
 
-def _read_native(checkpoint: Checkpoint, anatomy: Anatomy) -> Stack:
+def _read_native(checkpoint: Checkpoint, anatomy: Anatomy) -> ModelTensors:
     config = text_config(checkpoint.config)
     donors = _donors_of_build(checkpoint.folder, len(anatomy.layers))
     if not has_head(checkpoint, anatomy):
@@ -177,7 +177,7 @@ def _read_native(checkpoint: Checkpoint, anatomy: Anatomy) -> Stack:
     tensors += [_tensor(t, "other" if "emb" in t.name else "norm") for t in anatomy.norm]
     tensors += [_tensor(t, "head") for t in anatomy.head if not (tied and len(t.shape) == 2)]
     tensors += [_tensor(t, "other") for t in anatomy.others]
-    return Stack(
+    return ModelTensors(
         folder=checkpoint.folder,
         tensors=_in_order(tensors, {}, len(donors)),
         donors=donors,
@@ -190,7 +190,7 @@ def _read_native(checkpoint: Checkpoint, anatomy: Anatomy) -> Stack:
     )
 
 
-def _read_hybrid(checkpoint: Checkpoint) -> Stack:
+def _read_hybrid(checkpoint: Checkpoint) -> ModelTensors:
     config = checkpoint.config
     slots = config.get("slots")
     place, found = str(checkpoint.folder), checkpoint.tensors
@@ -212,7 +212,7 @@ def _read_hybrid(checkpoint: Checkpoint) -> Stack:
         _hybrid_tensor(t, config) for t in found.values() if not (tied and t.name == _HEAD_WEIGHT)
     ]
     bridges = _places(tensors, len(slots))
-    return Stack(
+    return ModelTensors(
         folder=checkpoint.folder,
         tensors=_in_order(tensors, bridges, len(slots)),
         donors=tuple(slot["donor"] for slot in slots),

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridize.cpt.plan.model_tensors import Stack, read_stack
+from hybridize.cpt.plan.model_tensors import ModelTensors, read_model_tensors
 from hybridize.cpt.plan.stages import Stage, micro_batch_size_of, plan_stages
 from hybridize.errors import HybridizeError
 from hybridize.recipe.file import RecipeFile
@@ -26,7 +26,7 @@ class CptPlan:
 
     recipe: RecipeFile
     spec: CptSpec
-    stack: Stack
+    stack: ModelTensors
     stages: tuple[Stage, ...]
     processes: int
     micro_batch_size: int
@@ -93,7 +93,7 @@ def plan_training(recipe: RecipeFile, folder: Path, *, processes: int = 1) -> Cp
     Raises:
         HybridizeError: there is no model, or the section `cpt` asks for what cannot be.
     """
-    stack = read_stack(folder)
+    stack = read_model_tensors(folder)
     return CptPlan(
         recipe=recipe,
         spec=recipe.recipe.cpt or CptSpec(),

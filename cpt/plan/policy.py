@@ -15,7 +15,7 @@ from typing import Any
 from blake3 import blake3
 from rich.console import RenderableType
 
-from hybridize.cpt.plan.model_tensors import Role, Stack, Tensor
+from hybridize.cpt.plan.model_tensors import ModelTensors, Role, Tensor
 from hybridize.cpt.plan.policy_words import difference, policy_table
 from hybridize.errors import Finding, HybridizeError, did_you_mean
 from hybridize.plugins import load_plugin, plugin_names
@@ -30,7 +30,7 @@ Entry = str | Mapping[str, Any]  # bridges, or {"shallow": 0.25}
 class Policy:
     """What learns in a model and what does not; both in the model's order."""
 
-    stack: Stack
+    stack: ModelTensors
     entries: tuple[Entry, ...]
     trained: tuple[Tensor, ...]
     frozen: tuple[Tensor, ...]
@@ -52,7 +52,7 @@ class Policy:
 
     @cached_property
     def first_trained(self) -> tuple[int, int]:
-        """The lowest position that learns, as `Stack.position` counts them."""
+        """The lowest position that learns, as `ModelTensors.position` counts them."""
         return min(self.stack.position(tensor) for tensor in self.trained)
 
     @property
@@ -107,7 +107,7 @@ class Prior:
 
 
 def resolve(
-    stack: Stack, entries: Sequence[Entry], *, place: Callable[[int], str] | None = None
+    stack: ModelTensors, entries: Sequence[Entry], *, place: Callable[[int], str] | None = None
 ) -> Policy:
     """The tensors that entries of `train` name, all together.
 
@@ -142,7 +142,7 @@ def resolve(
     )
 
 
-def _names(stack: Stack, entry: Entry) -> list[str]:
+def _names(stack: ModelTensors, entry: Entry) -> list[str]:
     """What one entry names.
 
     Raises:
@@ -176,7 +176,7 @@ def _kind_and_value(entry: Entry) -> tuple[str, Any]:
     )
 
 
-def auto(trace: Mapping[str, Any], stack: Stack) -> Prior:
+def auto(trace: Mapping[str, Any], stack: ModelTensors) -> Prior:
     """Bridges, and the slots below the freeze boundary that a diagnosis puts by prior.
 
     Args:
@@ -206,7 +206,7 @@ def auto(trace: Mapping[str, Any], stack: Stack) -> Prior:
     return Prior(entries, f"prior, not measured: {boundary['why']}")
 
 
-def _diagnosis(models: Sequence[Mapping[str, Any]], stack: Stack) -> Mapping[str, Any]:
+def _diagnosis(models: Sequence[Mapping[str, Any]], stack: ModelTensors) -> Mapping[str, Any]:
     """The one of a trace's models that is this one, told by its slots; if that leaves several, by
     the folder that was diagnosed.
     """

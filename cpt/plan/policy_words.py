@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hybridize.console import count, size
-from hybridize.cpt.plan.model_tensors import Stack, Tensor
+from hybridize.cpt.plan.model_tensors import ModelTensors, Tensor
 
 if TYPE_CHECKING:
     from hybridize.cpt.plan.policy import Policy
@@ -74,7 +74,7 @@ def _rows(policy: Policy) -> Iterator[tuple[str, str, list[Tensor]]]:
                 yield label, state, chosen
 
 
-def _label(stack: Stack, tensors: Sequence[Tensor]) -> str:
+def _label(stack: ModelTensors, tensors: Sequence[Tensor]) -> str:
     first, last = tensors[0].slot, tensors[-1].slot
     if tensors[0].role == "slot" and first is not None:
         donor = stack.donors[first]
@@ -87,7 +87,7 @@ def _label(stack: Stack, tensors: Sequence[Tensor]) -> str:
     return names.get(tensors[0].role, tensors[0].role)
 
 
-def _bridge(stack: Stack, tensor: Tensor) -> str:
+def _bridge(stack: ModelTensors, tensor: Tensor) -> str:
     if tensor.slot is not None:
         made = tensor.slot in stack.made
         return f"slot {tensor.slot} (bridge)" if made else f"bridges in slot {tensor.slot}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridize.cpt.plan.model_tensors import Role, Stack
+from hybridize.cpt.plan.model_tensors import ModelTensors, Role
 from hybridize.cpt.plan.policy import Entry, Policy, Prior, auto, resolve
 from hybridize.cpt.plan.rates import Rate, rates_of
 from hybridize.errors import Finding, HybridizeError
@@ -49,7 +49,7 @@ class Stage:
         return {"steps": self.steps, "rates": rates, "prior": self.prior, **self.policy.as_dict()}
 
 
-def plan_stages(recipe: RecipeFile, stack: Stack) -> list[Stage]:
+def plan_stages(recipe: RecipeFile, stack: ModelTensors) -> list[Stage]:
     """Policies and steps of all stages, before anything is loaded.
 
     Raises:
@@ -75,7 +75,7 @@ def plan_stages(recipe: RecipeFile, stack: Stack) -> list[Stage]:
 
 
 def _stage(
-    recipe: RecipeFile, stack: Stack, train: Sequence[Entry], steps: int, *where: str | int
+    recipe: RecipeFile, stack: ModelTensors, train: Sequence[Entry], steps: int, *where: str | int
 ) -> Stage:
     def place(i: int) -> str:
         return recipe.place("cpt", *where, origins[i])
@@ -96,7 +96,7 @@ def _stage(
     return Stage(policy, steps, rates_of(policy, spec), "; ".join(reasons) or None)
 
 
-def _prior(recipe: RecipeFile, stack: Stack, entry: Entry, place: str) -> Prior:
+def _prior(recipe: RecipeFile, stack: ModelTensors, entry: Entry, place: str) -> Prior:
     """What `auto` stands for: bridges and the slots below the boundary of a trace."""
     named = entry[AUTO] if isinstance(entry, dict) else None
     file = recipe.path(str(named)) if named else Path("out") / "diagnosis" / recipe.name / TRACE
@@ -198,7 +198,7 @@ def micro_batch_size_of(recipe: RecipeFile, processes: int) -> int:
     return micro_batch_size
 
 
-def _check_length(recipe: RecipeFile, stack: Stack, length: int) -> None:
+def _check_length(recipe: RecipeFile, stack: ModelTensors, length: int) -> None:
     """Rows no longer than every donor can read."""
     configs = stack.config.get("donors", {"the model": stack.config})
     limits = {n: limit for n, c in configs.items() if (limit := positions_of(c)) is not None}

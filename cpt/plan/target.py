@@ -17,7 +17,7 @@ from hybridize.recipe.sections.cpt import CptSpec
 
 
 @dataclass(frozen=True)
-class Target:
+class TrainingTarget:
     """A model to train, the recipe that says how, and where the result goes."""
 
     recipe: RecipeFile
@@ -33,7 +33,7 @@ def find_target(
     text: Sequence[str] = (),
     old: Sequence[str] = (),
     tokens: int | None = None,
-) -> Target:
+) -> TrainingTarget:
     """The model, and its recipe with what the command line says in its stead.
 
     Args:
@@ -57,7 +57,7 @@ def find_target(
         raise HybridizeError(
             "lies inside the model that is trained", fix="choose another --out", place=str(target)
         )
-    return Target(_with_options(recipe, text, old, tokens), folder, target)
+    return TrainingTarget(_with_options(recipe, text, old, tokens), folder, target)
 
 
 def _not_built(folder: Path) -> HybridizeError:

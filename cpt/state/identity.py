@@ -13,7 +13,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from hybridize.cpt.plan.model_tensors import Stack
+from hybridize.cpt.plan.model_tensors import ModelTensors
 from hybridize.cpt.plan.policy import difference
 from hybridize.cpt.plan.stages import Stage
 from hybridize.errors import CheckFailed, Finding
@@ -27,7 +27,7 @@ WATCHING = {"data", "stages", "train", "guards", "save_every", "evaluate_every",
 Identity = dict[str, Any]
 
 
-def identity_of(stack: Stack, stages: Sequence[Stage], spec: CptSpec) -> Identity:
+def identity_of(stack: ModelTensors, stages: Sequence[Stage], spec: CptSpec) -> Identity:
     """What is known before any text is read."""
     files = sorted({tensor.file for tensor in open_checkpoint(stack.folder).tensors.values()})
     # Which checkpoints there are decides the result where their mean is taken.

@@ -17,7 +17,7 @@ from hybridize.cpt.plan.stages import Stage
 from hybridize.errors import HybridizeError
 
 if TYPE_CHECKING:
-    from hybridize.cpt.train.training import How
+    from hybridize.cpt.train.training import RunOptions
 
 SCHEDULES: dict[str, tuple[str, dict[str, Any]]] = {
     "cosine": ("cosine_with_min_lr", {"min_lr_rate": 0.1}),
@@ -29,7 +29,7 @@ PACKAGES = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"
 
 
 def training_arguments(
-    plan: CptPlan, stage: Stage, folder: Path, how: How, *, index: int
+    plan: CptPlan, stage: Stage, folder: Path, options: RunOptions, *, index: int
 ) -> TrainingArguments:
     """Steps, rates and where things go.
 
@@ -37,11 +37,11 @@ def training_arguments(
         index: of the stage.
     """
     spec = plan.spec
-    schedule, options = SCHEDULES[spec.schedule]
+    schedule, shape = SCHEDULES[spec.schedule]
     if spec.schedule == "wsd":
-        options = {"num_decay_steps": math.ceil(DECAY * stage.steps)}
-    if "tensorboard" in how.report_to:  # transformers asks for it in this way
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(how.logs / f"stage-{index}")
+        shape = {"num_decay_steps": math.ceil(DECAY * stage.steps)}
+    if "tensorboard" in options.report_to:  # transformers asks for it in this way
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(options.logs / f"stage-{index}")
     found = TrainingArguments(
         output_dir=str(folder),
         max_steps=stage.steps,
@@ -49,7 +49,7 @@ def training_arguments(
         gradient_accumulation_steps=plan.accumulation,
         learning_rate=max(rate.value for rate in stage.rates.values()),
         lr_scheduler_type=schedule,
-        lr_scheduler_kwargs=options,
+        lr_scheduler_kwargs=shape,
         # A stage of one step is to learn in it.
         warmup_steps=min(round(spec.warmup_ratio * stage.steps), stage.steps - 1),
         weight_decay=spec.weight_decay,
@@ -57,17 +57,17 @@ def training_arguments(
         save_steps=stage.steps,  # between them the trainer's own clock says when
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to=list(how.report_to) or "none",
+        report_to=list(options.report_to) or "none",
         run_name=f"{plan.recipe.name} stage {index}",
         disable_tqdm=True,
         remove_unused_columns=False,
-        use_cpu=engine.uses_cpu(how.engine, how.device),
-        dataloader_pin_memory=how.device != "cpu",
+        use_cpu=engine.uses_cpu(options.engine, options.device),
+        dataloader_pin_memory=options.device != "cpu",
         ddp_find_unused_parameters=False,
         seed=spec.seed + index,
         data_seed=spec.seed + index,
     )
-    if how.engine == engine.DEEPSPEED and found.device.type == "cpu":
+    if options.engine == engine.DEEPSPEED and found.device.type == "cpu":
         engine.deepspeed_on_cpu()
     if engine.processes() == 1 and found.device.type == "cuda":
         found._n_gpu = 1  # else Trainer spreads the rows over every GPU that it sees

@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from hybridize.cpt.data.blocks import IGNORED
 from hybridize.cpt.plan.memory import head_positions
 from hybridize.cpt.train.dropout import Dropout
-from hybridize.cpt.train.trainable_model import HALF, Tuned
+from hybridize.cpt.train.trainable_model import HALF, TrainableModel
 from hybridize.runtime import HybridForCausalLM
 from hybridize.torch_model.stream import Stream
 
@@ -36,7 +36,9 @@ class Forward:
         dropout: of slots that learn, for rows whose numbers are given.
     """
 
-    def __init__(self, tuned: Tuned, *, start: int = 0, dropout: Dropout | None = None) -> None:
+    def __init__(
+        self, tuned: TrainableModel, *, start: int = 0, dropout: Dropout | None = None
+    ) -> None:
         self.model, self.dtype, self.start = tuned.model, tuned.dtype, start
         self.dropout = dropout
         self.half = tuned.half
@@ -202,7 +204,7 @@ def _head(model: HybridForCausalLM, stand_in: _Linear) -> Iterator[None]:
         del model.__dict__["lm_head"]
 
 
-def narrow_norms(tuned: Tuned) -> None:
+def narrow_norms(tuned: TrainableModel) -> None:
     """Let norms that learn give the dtype that they are given, as they do in the model itself.
 
     An fp32 gain would widen their output, which the matrices behind it then cast one by one, and

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybridize.cpt.train.trainable_model import Tuned
+from hybridize.cpt.train.trainable_model import TrainableModel
 from hybridize.torch_model.stream import Stream
 
 LEAK = 1e-4  # of the largest logit, by which another document may change one: rounding
 
 
 @torch.no_grad()
-def isolates(tuned: Tuned, length: int) -> bool:
+def isolates(tuned: TrainableModel, length: int) -> bool:
     """Whether documents in one row do not see each other, found by changing the first of two.
 
     Attention keeps them apart by positions that start anew; a recurrent layer runs on from one

@@ -56,7 +56,7 @@ from hybridize.files.hashes import content_hash
 from hybridize.files.publishing import publish
 
 if TYPE_CHECKING:
-    from hybridize.cpt.train.training import How
+    from hybridize.cpt.train.training import RunOptions
 
 DONE, RESULT, START = "done.safetensors", "done.json", "start.json"
 
@@ -96,13 +96,13 @@ class Before:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """What the stages of a training share."""
 
     plan: CptPlan
     sources: list[Source]
     work: Path
-    how: How
+    options: RunOptions
     identity: Identity
     packed: bool
 
@@ -138,7 +138,7 @@ class Run:
         return self.work / f"stage-{index}"
 
 
-def run_stage(run: Run, index: int, stage: Stage, learnt: State, tell: Told) -> StageResult:
+def run_stage(run: TrainingRun, index: int, stage: Stage, learnt: State, tell: Told) -> StageResult:
     """Train one stage, or take up what has come of it before.
 
     Args:
@@ -163,16 +163,18 @@ def run_stage(run: Run, index: int, stage: Stage, learnt: State, tell: Told) -> 
 class _Stage:
     """A stage at work."""
 
-    def __init__(self, run: Run, index: int, stage: Stage, learnt: State, tell: Told) -> None:
+    def __init__(
+        self, run: TrainingRun, index: int, stage: Stage, learnt: State, tell: Told
+    ) -> None:
         self.shared, self.index, self.stage = run, index, stage
         self.folder = run.folder(index)
         if engine.is_main():
             self.folder.mkdir(exist_ok=True)
         engine.barrier()
-        how, spec = run.how, run.plan.spec
+        options, spec = run.options, run.plan.spec
         # Sharded models are put onto their devices part by part.
         self.tuned = open_model(
-            run.plan.stack.folder, "cpu" if how.engine == engine.FSDP else how.device
+            run.plan.stack.folder, "cpu" if options.engine == engine.FSDP else options.device
         )
         self.model: Any = self.tuned.model
         let_learn(self.tuned, stage.policy)
@@ -196,7 +198,7 @@ class _Stage:
         checkpoint = engine.by_main(
             lambda: checkpoints.newest_whole(self.folder, self.shared.identity)
         )
-        if self.shared.how.resume and engine.is_main():
+        if self.shared.options.resume and engine.is_main():
             where = f"from {checkpoint.name}" if checkpoint else "from its beginning"
             say(f"stage {self.index} goes on {where}")
         self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -208,7 +210,7 @@ class _Stage:
     def _trainer(self) -> CptTrainer:
         run, spec = self.shared, self.shared.plan.spec
         arguments: TrainingArguments = training_arguments(
-            run.plan, self.stage, self.folder, run.how, index=self.index
+            run.plan, self.stage, self.folder, run.options, index=self.index
         )
         rows = Rows(
             [source.train for source in run.sources],
@@ -227,12 +229,12 @@ class _Stage:
             begin=self._begin,
             evaluate=self._evaluate,
             evaluate_every=run.plan.evaluate_every,
-            engine=run.how.engine,
+            engine=run.options.engine,
             save=SaveClock(spec.save_every),
             keep=max(2, spec.average),
         )
         return CptTrainer(
-            self.model, arguments, rows, wanted, [FirstStep(run.how.engine), self.metrics]
+            self.model, arguments, rows, wanted, [FirstStep(run.options.engine), self.metrics]
         )
 
     def _dropout(self) -> Dropout | None:
@@ -246,7 +248,7 @@ class _Stage:
         run, wanted = self.shared, self.shared.plan.spec.cache_prefix
         order = run.part(self.index)
         if wanted == "auto":
-            wanted = self.stage.bridges_alone and run.how.engine in (engine.SINGLE, engine.DDP)
+            wanted = self.stage.bridges_alone and run.options.engine in (engine.SINGLE, engine.DDP)
             wanted = wanted and engine.one_machine()
             wanted = (
                 wanted and self.forward.start > 0 and len(order) > len(np.unique(order, axis=0))
@@ -275,7 +277,7 @@ class _Stage:
             step: that the training goes on behind.
         """
         run = self.shared
-        if engine.is_main() and (self.index == 0 or run.how.resume):
+        if engine.is_main() and (self.index == 0 or run.options.resume):
             say(f"engine: {in_use}")
         if engine.is_main():
             for line in rate_lines(self.stage.rates):

@@ -103,7 +103,7 @@ class Names:
 
 
 @dataclass(frozen=True)
-class Tuned:
+class TrainableModel:
     """A model folder in memory, of which some tensors learn.
 
     Attributes:
@@ -120,7 +120,7 @@ class Tuned:
         return self.dtype in HALF
 
 
-def open_model(folder: Path, device: str) -> Tuned:
+def open_model(folder: Path, device: str) -> TrainableModel:
     """A built model in the dtype that it is stored in, nothing learning."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -139,7 +139,7 @@ def open_model(folder: Path, device: str) -> Tuned:
                 fix="remove the one that is not meant, or write tie_word_embeddings: false",
                 place=str(folder),
             )
-    return Tuned(names, loaded.model, max(sizes, key=sizes.__getitem__))
+    return TrainableModel(names, loaded.model, max(sizes, key=sizes.__getitem__))
 
 
 def same_bytes(folder: Path, one: str, other: str) -> bool:
@@ -153,7 +153,7 @@ def same_bytes(folder: Path, one: str, other: str) -> bool:
     return found[0] == found[1]
 
 
-def let_learn(tuned: Tuned, policy: Policy) -> None:
+def let_learn(tuned: TrainableModel, policy: Policy) -> None:
     """Let just those tensors learn that a policy names, as fp32 masters."""
     learning = tuned.names.learning(policy)
     tuned.model.requires_grad_(False)
@@ -195,7 +195,7 @@ def trained_state(model: nn.Module) -> State:
 
 
 @torch.no_grad()
-def round_as_stored(tuned: Tuned) -> None:
+def round_as_stored(tuned: TrainableModel) -> None:
     """Give what learns the values that it will have on disk."""
     for name, parameter in tuned.model.named_parameters():
         if parameter.requires_grad:

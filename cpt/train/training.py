@@ -20,7 +20,7 @@ from hybridize.cpt.state.identity import FILE, Identity, check_same, identity_of
 from hybridize.cpt.state.metrics import FILE as METRICS
 from hybridize.cpt.state.tensors import State
 from hybridize.cpt.train.isolation import isolates
-from hybridize.cpt.train.stage import RESULT, Run, StageResult, run_stage
+from hybridize.cpt.train.stage import RESULT, StageResult, TrainingRun, run_stage
 from hybridize.cpt.train.trainable_model import Names, open_model
 from hybridize.errors import CheckFailed, HybridizeError
 from hybridize.files.publishing import publish
@@ -40,7 +40,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class How:
+class RunOptions:
     """Where and how a training runs; none of it decides what comes of it.
 
     Attributes:
@@ -58,7 +58,7 @@ class How:
     offline: bool
 
 
-def train(plan: CptPlan, out: Path, how: How) -> Trained:
+def run_training(plan: CptPlan, out: Path, options: RunOptions) -> Trained:
     """Train a built model as its recipe says, and write the result as a model folder.
 
     Raises:
@@ -66,12 +66,12 @@ def train(plan: CptPlan, out: Path, how: How) -> Trained:
         CheckFailed: a loss that is no number or leaps, a tensor without a gradient, a frozen one
             that changed, old text that is forgotten, or a checkpoint of another training.
     """
-    engine.join(how.engine, how.device)
+    engine.join(options.engine, options.device)
     identity = identity_of(plan.stack, plan.stages, plan.spec)
     work = out.with_name(f"{out.name}.work")
-    finished = engine.by_main(lambda: _finished(out, work, identity) if how.resume else None)
+    finished = engine.by_main(lambda: _finished(out, work, identity) if options.resume else None)
     if finished is None:
-        finished = _train(plan, out, work, how, identity)
+        finished = _train(plan, out, work, options, identity)
     engine.barrier()
     if engine.is_main():
         _remove(work)
@@ -79,13 +79,15 @@ def train(plan: CptPlan, out: Path, how: How) -> Trained:
     return Trained(out, finished)
 
 
-def _train(plan: CptPlan, out: Path, work: Path, how: How, identity: Identity) -> dict[str, Any]:
-    engine.by_main(lambda: _prepare(out, work, identity, how))
+def _train(
+    plan: CptPlan, out: Path, work: Path, options: RunOptions, identity: Identity
+) -> dict[str, Any]:
+    engine.by_main(lambda: _prepare(out, work, identity, options))
     try:
-        return _train_stages(plan, out, work, how, identity)
+        return _train_stages(plan, out, work, options, identity)
     except HybridizeError:
         # Nothing that a user would miss; what was there before this run stays.
-        if engine.is_main() and not how.resume and not _has_learnt(work):
+        if engine.is_main() and not options.resume and not _has_learnt(work):
             _remove(work)
         raise
 
@@ -95,9 +97,9 @@ def _has_learnt(work: Path) -> bool:
 
 
 def _train_stages(
-    plan: CptPlan, out: Path, work: Path, how: How, identity: Identity
+    plan: CptPlan, out: Path, work: Path, options: RunOptions, identity: Identity
 ) -> dict[str, Any]:
-    run, names = _open(plan, work, how, identity)
+    run, names = _open(plan, work, options, identity)
     results: list[StageResult] = []
     learnt: State = {}
     done = 0
@@ -114,10 +116,14 @@ def _train_stages(
     return engine.by_main(lambda: _export(plan, names, learnt, record, work, out))
 
 
-def _open(plan: CptPlan, work: Path, how: How, identity: Identity) -> tuple[Run, Names]:
+def _open(
+    plan: CptPlan, work: Path, options: RunOptions, identity: Identity
+) -> tuple[TrainingRun, Names]:
     """Text in rows, and what all stages share."""
-    tuned = open_model(plan.stack.folder, "cpu" if how.engine == engine.FSDP else how.device)
-    if how.engine == engine.FSDP:
+    tuned = open_model(
+        plan.stack.folder, "cpu" if options.engine == engine.FSDP else options.device
+    )
+    if options.engine == engine.FSDP:
         engine.check_wrapped(tuned.model)
     for stage in plan.stages:
         tuned.names.learning(stage.policy)  # else a later stage would fail after hours
@@ -136,7 +142,7 @@ def _open(plan: CptPlan, work: Path, how: How, identity: Identity) -> tuple[Run,
                 reader,
                 packed=packed,
                 tokens=plan.spec.tokens,
-                offline=how.offline,
+                offline=options.offline,
                 progress=told,
             )
 
@@ -144,7 +150,7 @@ def _open(plan: CptPlan, work: Path, how: How, identity: Identity) -> tuple[Run,
         sources = gather()
     whole = {**identity, "packed": packed, "text": [_text(source) for source in sources]}
     engine.by_main(lambda: _note_training(work / FILE, whole))
-    return Run(plan, sources, work, how, whole, packed), tuned.names
+    return TrainingRun(plan, sources, work, options, whole, packed), tuned.names
 
 
 def _text(source: Source) -> dict[str, Any]:
@@ -155,7 +161,7 @@ def _text(source: Source) -> dict[str, Any]:
     return {**kept, "held_out_blake3": held_out}
 
 
-def _record(plan: CptPlan, run: Run, results: Sequence[StageResult]) -> dict[str, Any]:
+def _record(plan: CptPlan, run: TrainingRun, results: Sequence[StageResult]) -> dict[str, Any]:
     """What is noted of a training, but for what the export finds."""
     before, after = run.before().whole, results[-1].losses
     if not all(math.isfinite(value) for value in after.values()):
@@ -216,13 +222,13 @@ def _finished(out: Path, work: Path, identity: Identity) -> dict[str, Any] | Non
     return records[-1]
 
 
-def _prepare(out: Path, work: Path, identity: Identity, how: How) -> None:
+def _prepare(out: Path, work: Path, identity: Identity, options: RunOptions) -> None:
     """Make the working folder, or see that there is a training in it to go on with."""
     if out.exists():
         raise HybridizeError("is there already", fix="choose another --out", place=str(out))
-    if how.resume and how.force:
+    if options.resume and options.force:
         raise HybridizeError("to go on and to begin anew exclude each other", fix="choose one")
-    if work.exists() and how.force:
+    if work.exists() and options.force:
         if not (work / FILE).is_file():
             raise HybridizeError(
                 "is in the way, and is no training of hybridize",
@@ -230,13 +236,13 @@ def _prepare(out: Path, work: Path, identity: Identity, how: How) -> None:
                 place=str(work),
             )
         _remove(work)
-    if work.exists() and not how.resume:
+    if work.exists() and not options.resume:
         raise HybridizeError(
             "a training was broken off here",
             fix="add --resume to go on with it, or --force to begin anew",
             place=str(work),
         )
-    if how.resume:
+    if options.resume:
         if not (work / FILE).is_file():
             raise HybridizeError(
                 "there is no training to go on with", fix="leave out --resume", place=str(work)

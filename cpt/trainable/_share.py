@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from hybridize.cpt.plan.model_tensors import Stack
+from hybridize.cpt.plan.model_tensors import ModelTensors
 from hybridize.errors import HybridizeError
 
 VALUE = "a share of the slots, such as 0.25, or a number of slots, such as 4"
 
 
-def number_of_slots(stack: Stack, value: Any) -> int:
+def number_of_slots(stack: ModelTensors, value: Any) -> int:
     """How many slots a value asks for: at least one; a share is rounded to the nearest number.
 
     Raises:

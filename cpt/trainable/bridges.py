@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybridize.cpt.plan.model_tensors import Stack
+from hybridize.cpt.plan.model_tensors import ModelTensors
 from hybridize.errors import HybridizeError
 
 TITLE = "all bridges: between slots, around swapped modules, and bridging layers"
 VALUE = ""
 
 
-def names(stack: Stack, value: Any) -> list[str]:
+def names(stack: ModelTensors, value: Any) -> list[str]:
     """Raises HybridizeError on a model that has none: a policy of bridges alone trains nothing."""
     found = stack.names(lambda tensor: tensor.role == "bridge")
     if not found:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybridize.cpt.plan.model_tensors import Stack
+from hybridize.cpt.plan.model_tensors import ModelTensors
 from hybridize.errors import HybridizeError, did_you_mean
 
 TITLE = "what one donor gave to the slots: its layers, and modules swapped in from it"
 VALUE = "the name of a donor"
 
 
-def names(stack: Stack, value: Any) -> list[str]:
+def names(stack: ModelTensors, value: Any) -> list[str]:
     """Bridges belong to no donor, nor do bridging layers.
 
     Raises:

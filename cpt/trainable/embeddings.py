@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybridize.cpt.plan.model_tensors import Stack
+from hybridize.cpt.plan.model_tensors import ModelTensors
 
 TITLE = "the token embedding (and with it the head, where the two are tied)"
 VALUE = ""
 
 
-def names(stack: Stack, value: Any) -> list[str]:
+def names(stack: ModelTensors, value: Any) -> list[str]:
     return stack.names(lambda tensor: tensor.role == "embeddings")

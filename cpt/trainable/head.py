@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybridize.cpt.plan.model_tensors import Stack
+from hybridize.cpt.plan.model_tensors import ModelTensors
 from hybridize.errors import HybridizeError
 
 TITLE = "the matrix that reads out, without the norm before it"
 VALUE = ""
 
 
-def names(stack: Stack, value: Any) -> list[str]:
+def names(stack: ModelTensors, value: Any) -> list[str]:
     """Raises HybridizeError where the head is the embedding's matrix."""
     if stack.tied:
         raise HybridizeError(

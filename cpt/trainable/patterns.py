@@ -11,7 +11,7 @@ import re
 from functools import cache
 from typing import Any
 
-from hybridize.cpt.plan.model_tensors import Stack
+from hybridize.cpt.plan.model_tensors import ModelTensors
 from hybridize.cpt.trainable._regex import as_glob, looks_like_regex
 from hybridize.errors import Finding, HybridizeError, did_you_mean
 
@@ -23,7 +23,7 @@ _WILD = {"**": r"(?s:.*)", "*": r"[^.]*", "?": r"[^.]"}
 _TOKEN = re.compile(r"\*\*|\[!?[a-zA-Z0-9_-]+\]|.", re.DOTALL)
 
 
-def names(stack: Stack, value: Any) -> list[str]:
+def names(stack: ModelTensors, value: Any) -> list[str]:
     """Raises HybridizeError for each pattern that matches no tensor that can learn."""
     patterns = value if isinstance(value, list) else [value]
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
@@ -61,7 +61,7 @@ def _as_regex(token: str) -> str:
     return re.escape(token)
 
 
-def _no_match(stack: Stack, pattern: str, known: list[str]) -> Finding:
+def _no_match(stack: ModelTensors, pattern: str, known: list[str]) -> Finding:
     constant = [t.name for t in stack.tensors if not t.can_learn and matches(pattern, t.name)]
     if constant:
         return Finding(

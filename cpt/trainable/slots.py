@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from hybridize.cpt.plan.model_tensors import Stack
+from hybridize.cpt.plan.model_tensors import ModelTensors
 from hybridize.errors import HybridizeError
 from hybridize.recipe.sections.fields import Layers
 
@@ -16,7 +16,7 @@ TITLE = "slots by their numbers"
 VALUE = "a range such as 0-3 (inclusive at both ends, from 0), a number, or a list of both"
 
 
-def names(stack: Stack, value: Any) -> list[str]:
+def names(stack: ModelTensors, value: Any) -> list[str]:
     """Raises HybridizeError for what is no range, and for slots that are not there."""
     try:
         wanted = _LAYERS.validate_python(value)

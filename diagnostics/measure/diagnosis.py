@@ -53,7 +53,7 @@ from hybridize.plugins import load_plugin, plugin_names
 from hybridize.recipe.file import RecipeFile
 from hybridize.recipe.sections.diagnostics import DiagnosticsSpec
 from hybridize.text.calibration import gather, plan_calibration
-from hybridize.torch_model.windows import Domain, Reader, Windows, cut
+from hybridize.torch_model.windows import DomainText, Reader, Windows, cut
 
 HELD_OUT = 0.5  # of the text: perturbed and scored; lenses are fitted to the rest
 
@@ -77,7 +77,7 @@ class Material:
     probes: list[ItemSet]
 
 
-def diagnose(
+def diagnose_models(
     recipe: RecipeFile,
     subjects: Sequence[Subject],
     *,
@@ -133,7 +133,7 @@ def diagnose_on(
     budget: float | None = None,
     progress: Progress,
 ) -> list[Trace]:
-    """`diagnose` on text and probes that are gathered already.
+    """`diagnose_models` on text and probes that are gathered already.
 
     Args:
         options: settings, the best first, of which the first that is within the budget is used.
@@ -226,7 +226,7 @@ def gather_material(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "text.jsonl"
         noted = gather(planned, recipe, file, tokens=spec.tokens, offline=offline)
-        domains = [Domain(d.name, share, d.place) for d, share in planned.shares(spec.tokens)]
+        domains = [DomainText(d.name, share, d.place) for d, share in planned.shares(spec.tokens)]
         windows = cut(file, domains, reader, length=length, held_out=HELD_OUT, seed=planned.seed)
     return Material(windows, length, planned.seed, noted["domains"], probes)
 

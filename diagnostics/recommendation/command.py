@@ -8,7 +8,7 @@ from pathlib import Path
 from hybridize.diagnostics.measure.budget import BUDGET
 from hybridize.diagnostics.recommendation.outcome import comments, reasons
 from hybridize.diagnostics.recommendation.prior.recipe_writing import recipe_yaml
-from hybridize.diagnostics.recommendation.trial.recommending import Recommendation, recommend
+from hybridize.diagnostics.recommendation.trial.recommending import Recommendation, find_placements
 from hybridize.diagnostics.subject.target import Options, with_options
 from hybridize.errors import HybridizeError
 from hybridize.files.publishing import check_writable, publish
@@ -18,8 +18,8 @@ from hybridize.recipe.file import load_recipe
 from hybridize.recipe.sections.fields import parse_size, parse_time
 
 
-def run(
-    recipe: Path,
+def recommend(
+    recipe: Path | str,
     *,
     write: Path | None = None,
     force: bool = False,
@@ -48,7 +48,7 @@ def run(
     options = Options(text=text, seeds=seeds, tokens=tokens, perturbed=perturbed)
     wanted = with_options(load_recipe(recipe), options)
     where = use_device(device)
-    found = recommend(
+    found = find_placements(
         wanted,
         device=where,
         streamed=layer_by_layer,

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hybridize.assembler import Fit, beside_controls, best_donor
-from hybridize.diagnostics.recommendation.prior.placement import PARTS, Placement, Run, Spot
+from hybridize.diagnostics.recommendation.prior.placement import PARTS, LayerRun, Placement, Spot
 from hybridize.text.comparison import gaps
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def reasons(found: Recommendation, placement: Placement) -> list[str]:
     return words
 
 
-def _why(found: Recommendation, run: Run) -> str:
+def _why(found: Recommendation, run: LayerRun) -> str:
     trace = next(t for t in found.traces if t.model.name == run.donor)
     losses = ", ".join(f"{d} {loss.per_byte:.3f}" for d, loss in trace.losses.items())
     means = {

@@ -45,7 +45,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Target:
+class DiagnosisTarget:
     """What is diagnosed, and how: `recipe` has the options in it."""
 
     name: str
@@ -55,7 +55,7 @@ class Target:
 
 def find_target(
     text: str, options: Options, *, built: Path | None = None, offline: bool = False
-) -> Target:
+) -> DiagnosisTarget:
     """A recipe's donors and its hybrid, or one model.
 
     Args:
@@ -71,7 +71,7 @@ def find_target(
         subjects = recipe_subjects(
             recipe, built=built or Path("out") / recipe.name, offline=offline
         )
-        return Target(recipe.name, recipe, subjects)
+        return DiagnosisTarget(recipe.name, recipe, subjects)
     if path.is_file():
         raise HybridizeError(
             "neither a recipe nor a model", fix="name a .yaml file or a folder", place=text
@@ -81,7 +81,7 @@ def find_target(
         "donors": {subject.name: {"model": str(subject.checkpoint.folder)}},
         "slots": [{"from": subject.name, "layer": 0}],
     }
-    return Target(subject.name, made_recipe({**made, **options.sections()}), [subject])
+    return DiagnosisTarget(subject.name, made_recipe({**made, **options.sections()}), [subject])
 
 
 def with_options(recipe: RecipeFile, options: Options) -> RecipeFile:

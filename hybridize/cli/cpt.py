@@ -77,7 +77,7 @@ def cpt(
 
         given = click.get_current_context().params
         sys.exit(launch(_again(given), processes=processes, config=accelerate))
-    trained = command.run(recipe, offline=offline, **options)
+    trained = command.train(recipe, offline=offline, **options)
     if trained is not None:
         show_json(command.as_dict(trained)) if as_json else show(command.trained_table(trained))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -33,10 +33,10 @@ from hybridize.cli.group import COMPUTE, DEVICE, PATH, common, main
 def diagnose(target: str, *, as_json: bool, offline: bool, **options: Any) -> None:
     """Show where a MODEL, or each donor of a RECIPE, does its tasks, and which layers matter."""
     from hybridize.console import show, show_json
-    from hybridize.diagnostics.command import run
+    from hybridize.diagnostics.command import diagnose as measure
     from hybridize.diagnostics.report.table import trace_table
 
-    done = run(target, offline=offline, **options)
+    done = measure(target, offline=offline, **options)
     if as_json:
         show_json({"folder": str(done.folder), **done.document.model_dump()})
         return

@@ -38,10 +38,10 @@ def recommend(recipe: Path, *, as_json: bool, offline: bool, **options: Any) -> 
     measured beside their controls.
     """
     from hybridize.console import show, show_json
-    from hybridize.diagnostics.recommendation.command import run
+    from hybridize.diagnostics.recommendation.command import recommend as measure
     from hybridize.diagnostics.recommendation.outcome import as_dict, recommendation_table
 
-    found, written = run(recipe, offline=offline, **options)
+    found, written = measure(recipe, offline=offline, **options)
     if as_json:
         show_json({"written": str(written) if written else None, **as_dict(found)})
     else:

@@ -138,7 +138,7 @@ def _train(recipe: Path, built: Path, show: Show) -> Path:
     out = built.with_name(f"{built.name}-cpt")
     for old in (out, out.with_name(f"{out.name}.work")):
         shutil.rmtree(old, ignore_errors=True)
-    trained = cpt.run(recipe, built=built, out=out, device="cpu", offline=True)
+    trained = cpt.train(recipe, built=built, out=out, device="cpu", offline=True)
     assert trained is not None  # one process
     show("")
     show(cpt.trained_table(trained))

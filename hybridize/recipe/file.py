@@ -44,14 +44,14 @@ class RecipeFile:
         return self.document.path.parent / expanded(relative)
 
 
-def load_recipe(path: Path) -> RecipeFile:
+def load_recipe(path: Path | str) -> RecipeFile:
     """Read and check a recipe.
 
     Raises:
         HybridizeError: the file cannot be read as YAML.
         HybridizeError: everything that is wrong with the recipe, in the order of the file.
     """
-    return read_recipe(read_yaml(path))
+    return read_recipe(read_yaml(Path(path)))
 
 
 def read_recipe(document: Document) -> RecipeFile:

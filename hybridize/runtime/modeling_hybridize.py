@@ -3,7 +3,7 @@
 There is no table of architectures here. Every donor keeps its unedited config and its own model
 class, and four ideas make one model out of them:
 
-1. Taking a donor apart (`Donor`). The donor's own model is built without memory, on the meta
+1. Taking a donor apart (`DonorParts`). The donor's own model is built without memory, on the meta
    device. Its embedding, its layers and its final norm are taken out and become plain modules of
    the hybrid; what remains still knows how to prepare a step.
 2. Recording (`Skeleton`). In the layers' places stand recorders. When the donor's own forward
@@ -65,7 +65,7 @@ WITHOUT_ATTENTION = ("linear_attention", "conv", "moe", "mlp")
 # ---- 1. Taking a donor apart -------------------------------------------------------------------
 
 
-class Donor:
+class DonorParts:
     """One donor's model on the meta device, and its parts.
 
     Attributes:
@@ -223,7 +223,7 @@ def replace(root: nn.Module, module: nn.Module, stand_in: Any) -> None:
     parent.__dict__[name] = stand_in
 
 
-def take_apart(config: HybridConfig) -> dict[str, Donor]:
+def take_apart(config: HybridConfig) -> dict[str, DonorParts]:
     """All donors of a hybrid, built with the attention and experts implementation it asks for.
 
     Where it asks for none, each class chooses its own default, as it does when loaded natively.
@@ -238,7 +238,7 @@ def take_apart(config: HybridConfig) -> dict[str, Donor]:
         donor_config._attn_implementation = wanted
         if model_class._can_set_experts_implementation():
             donor_config._experts_implementation = config._experts_implementation
-        donors[name] = Donor(name, donor_config)
+        donors[name] = DonorParts(name, donor_config)
     return donors
 
 
@@ -377,7 +377,7 @@ class Skeleton:
     (GPT-2's positions, rotary tables) belong to the hybrid, and hooks of accelerate reach it.
     """
 
-    def __init__(self, model: "HybridModel", donor: Donor) -> None:
+    def __init__(self, model: "HybridModel", donor: DonorParts) -> None:
         self.model, self.name, self.tapes = model, donor.name, PerThread(Tape)
         base, depth = donor.base, len(donor.layers)
         self.depth, self.width = depth, donor.shell.config.hidden_size
@@ -648,7 +648,7 @@ class HybridPreTrainedModel(PreTrainedModel):
 class HybridModel(HybridPreTrainedModel):
     """The stack: embedding, slots, bridges, final norm, and the donors' skeletons."""
 
-    def __init__(self, config: HybridConfig, donors: dict[str, Donor] | None = None) -> None:
+    def __init__(self, config: HybridConfig, donors: dict[str, DonorParts] | None = None) -> None:
         donors = donors or take_apart(config)
         super().__init__(config)
         self.skeletons = {name: Skeleton(self, donor) for name, donor in donors.items()}
@@ -668,7 +668,7 @@ class HybridModel(HybridPreTrainedModel):
         self.post_init()
 
     @staticmethod
-    def _fill_slot(donors: dict[str, Donor], index: int, slot: Arguments) -> nn.Module:
+    def _fill_slot(donors: dict[str, DonorParts], index: int, slot: Arguments) -> nn.Module:
         layer = donors[slot["donor"]].layer(slot["layer"], copied="swap" in slot)
         for path, spec in slot.get("swap", {}).items():
             source = donors[spec["donor"]].layer(spec["layer"], copied=True)
@@ -684,7 +684,7 @@ class HybridModel(HybridPreTrainedModel):
                 setattr(module, name, index)  # at run time only the cache is indexed with it
         return layer
 
-    def _adopt_class_rules(self, donors: dict[str, Donor]) -> None:
+    def _adopt_class_rules(self, donors: dict[str, DonorParts]) -> None:
         """What the donors' classes ask of a loader, each for its own tensors only."""
         for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
             patterns = (
@@ -1104,7 +1104,7 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         self._can_compile_fullgraph = self.model._can_compile_fullgraph
         self.post_init()
 
-    def _empty_shell(self, donor: Donor) -> PreTrainedModel:
+    def _empty_shell(self, donor: DonorParts) -> PreTrainedModel:
         """The head donor's `*ForCausalLM` without weights: it scales, caps and counts the loss."""
         shell = donor.shell
         replace(shell, donor.base, HeadBase(self))

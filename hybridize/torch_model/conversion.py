@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hybridize.errors import HybridizeError
-from hybridize.runtime.modeling_hybridize import Donor, causal_class
+from hybridize.runtime.modeling_hybridize import DonorParts, causal_class
 from hybridize.torch_model.symbolic import NotBytewise, Symbolic
 
 #: name on disk -> (safetensors dtype, shape)
@@ -58,7 +58,7 @@ def native_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def convert_text_names(
-    parts: Donor, whole_config: PreTrainedConfig, disk: DiskTensors
+    parts: DonorParts, whole_config: PreTrainedConfig, disk: DiskTensors
 ) -> tuple[Sources, set[str]]:
     """`convert_names` for a donor of which only the language model is used.
 
@@ -104,7 +104,7 @@ def _whole_class(config: PreTrainedConfig) -> Any:
     return next((m[type(config)] for m in mappings if type(config) in m), None)
 
 
-def _head_of(whole: Any, parts: Donor) -> Any:
+def _head_of(whole: Any, parts: DonorParts) -> Any:
     """The output head of a multimodal model: its own, or of the language model with one in it."""
     head = whole.get_output_embeddings()
     if head is not None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hybridize.architectures.residual import is_output
 from hybridize.errors import HybridizeError
 from hybridize.runtime.configuration_hybridize import HybridConfig, read_config
-from hybridize.runtime.modeling_hybridize import Donor, HybridForCausalLM
+from hybridize.runtime.modeling_hybridize import DonorParts, HybridForCausalLM
 from hybridize.torch_model.conversion import (
     DiskTensors,
     convert_names,
@@ -167,7 +167,7 @@ class DonorTensors:
         whole: dict[str, Any] | None = None,
     ) -> None:
         self.name = name
-        self.parts = Donor(name, config.donor_config(name))
+        self.parts = DonorParts(name, config.donor_config(name))
         shell = self.parts.shell
         files_config = read_config(whole) if whole else config.whole_donor_config(name)
         self.found, self.unexpected = convert_text_names(self.parts, files_config, disk)

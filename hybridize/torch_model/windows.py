@@ -26,7 +26,7 @@ PIECE = 1 << 16  # characters that are tokenized at a time
 
 
 @dataclass(frozen=True)
-class Domain:
+class DomainText:
     """What the recipe says of one kind of text.
 
     Attributes:
@@ -43,7 +43,7 @@ class Domain:
 class Windows:
     """Stretches of text of one domain: those that fits see, and those that judge them."""
 
-    domain: Domain
+    domain: DomainText
     fit: tuple[str, ...]
     held_out: tuple[str, ...]
 
@@ -235,7 +235,7 @@ def batches(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 
 def cut(
     documents: Path,
-    domains: Sequence[Domain],
+    domains: Sequence[DomainText],
     reader: Reader,
     *,
     length: int,
@@ -332,7 +332,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _split(
-    domain: Domain, documents: list[list[Stretch]], *, length: int, held_out: float
+    domain: DomainText, documents: list[list[Stretch]], *, length: int, held_out: float
 ) -> Windows:
     """Whole documents are held out, from the last one; of a single document its last stretches."""
     parts = documents if len(documents) > 1 else [[stretch] for stretch in documents[0]]

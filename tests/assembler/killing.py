@@ -69,7 +69,7 @@ def _fork(recipe: Path, target: Path, *, force: bool) -> int:
             target,
             force=force,
             check="structure",
-            prover=LocalProver(),
+            worker=LocalProver(),
         )
         status = 0
     except Exception:

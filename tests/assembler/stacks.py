@@ -38,7 +38,7 @@ def plan_of(folder: Path, recipe: dict[str, Any]) -> Plan:
 
 def build_in(folder: Path, recipe: dict[str, Any], out: str = "out", **options: Any) -> Built:
     """Build in this process, which has torch already; donors are named relative to `folder`."""
-    return build(plan_of(folder, recipe), folder / out, prover=LocalProver(), **options)
+    return build(plan_of(folder, recipe), folder / out, worker=LocalProver(), **options)
 
 
 def load(folder: Path) -> PreTrainedModel:

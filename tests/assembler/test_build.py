@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from hybridize.assembler.assembly import assemble, copying
 from hybridize.assembler.assembly.assemble import build
 from hybridize.assembler.assembly.verify import verify
-from hybridize.assembler.worker.worker import LocalProver, ProcessProver
+from hybridize.assembler.worker.worker import LocalProver, WorkerProcess
 from hybridize.errors import HybridizeError
 from hybridize.files import staging
 from hybridize.model.checkpoint import open_checkpoint
@@ -155,7 +155,7 @@ def test_a_cast_is_torchs_own(donors: Path, target: str) -> None:
     half = load_file(built.folder / "model.safetensors")
     assert all(torch.equal(half[name], full[name].bfloat16()) for name in full)
     assert load(built.folder).dtype == torch.bfloat16
-    assert verify(built.folder, prover=LocalProver()).ok
+    assert verify(built.folder, worker=LocalProver()).ok
 
 
 def test_donors_of_differing_dtype_meet_without_loss(tmp_path: Path) -> None:
@@ -284,15 +284,15 @@ runpy.run_module("hybridize", run_name="__main__")
 
 
 def test_trouble_in_the_second_process_is_told_by_the_first(tmp_path: Path) -> None:
-    with closing(ProcessProver()) as prover:
+    with closing(WorkerProcess()) as worker:
         with pytest.raises(FileNotFoundError, match="absent"):
-            prover.submit(
+            worker.submit(
                 "compute", file=str(tmp_path / "absent"), outputs=[], bridges={}, fitted=None
             ).result()
         with pytest.raises(HybridizeError, match=r"config\.json is missing"):
-            prover.submit("check", folder=str(tmp_path), mode="structure").result()
+            worker.submit("check", folder=str(tmp_path), mode="structure").result()
         with pytest.raises(HybridizeError, match=r"(?s)ended with status 1 at 'check'.*TypeError"):
-            prover.submit("check").result()
+            worker.submit("check").result()
 
 
 def test_a_donor_that_shrinks_meanwhile_is_named(donors: Path) -> None:
@@ -300,7 +300,7 @@ def test_a_donor_that_shrinks_meanwhile_is_named(donors: Path) -> None:
     file = donors / "b/model.safetensors"
     os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(HybridizeError, match="the file became shorter") as caught:
-        build(plan, donors / "out", prover=LocalProver())
+        build(plan, donors / "out", worker=LocalProver())
     assert str(file) in str(caught.value)
     assert left_over(donors) == []
 
@@ -344,7 +344,7 @@ def test_another_plan_does_not_go_on_with_an_interrupted_one(
     save_donor(donors / "b", "llama", seed=2)
     built = build_in(donors, recipe)
     assert built.resumed == 0
-    assert verify(built.folder, whole=True, prover=LocalProver()).ok
+    assert verify(built.folder, whole=True, worker=LocalProver()).ok
 
 
 def test_two_builds_of_one_target_do_not_meet(donors: Path) -> None:

@@ -25,7 +25,7 @@ from hybridize.assembler.fit import pace, swap_controls
 from hybridize.console import duration
 from hybridize.errors import HybridizeError
 from hybridize.text.calibration import NOT_MEASURED, gather
-from hybridize.torch_model.windows import Domain, Reader, Windows, cut
+from hybridize.torch_model.windows import DomainText, Reader, Windows, cut
 from tests.assembler.readers import (
     code,
     in_another_basis,
@@ -158,7 +158,7 @@ def read_windows(folder: Path, written: dict[str, Any]) -> tuple[Reader, Windows
     assert plan.calibration is not None
     gather(plan.calibration, plan.recipe, documents, tokens=3000, offline=True)
     reader = Reader("a", folder / "a", rows=288)
-    (part,) = cut(documents, [Domain("text", 3000, "")], reader, length=64, held_out=0.2)
+    (part,) = cut(documents, [DomainText("text", 3000, "")], reader, length=64, held_out=0.2)
     return reader, part
 
 

@@ -33,7 +33,7 @@ def test_identity(tmp_path: Path, family: str, target: str) -> None:
     )
     assert built.plan.target == target
     assert_same(mapped(built.folder), donor)
-    assert verify(built.folder, whole=True, prover=LocalProver()).ok
+    assert verify(built.folder, whole=True, worker=LocalProver()).ok
 
 
 def mapped(folder: Path) -> PreTrainedModel:

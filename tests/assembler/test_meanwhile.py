@@ -70,9 +70,9 @@ def test_a_donor_that_changes_during_a_build_is_noticed(
     save_donor(tmp_path / "a", "llama")
     save_donor(tmp_path / "b", "qwen3")
     changed: list[Path] = []
-    prover = Meddler(after, lambda: changed.append(change(tmp_path)))
+    worker = Meddler(after, lambda: changed.append(change(tmp_path)))
     with pytest.raises(HybridizeError) as caught:
-        build(plan_of(tmp_path, HYBRID), tmp_path / "out", prover=prover, check="structure")
+        build(plan_of(tmp_path, HYBRID), tmp_path / "out", worker=worker, check="structure")
     assert str(caught.value) == (
         f"{changed[0]}: changed while it was in use\n  fix: run this again"
     )
@@ -120,7 +120,7 @@ def test_a_model_that_changes_while_it_is_diagnosed_gets_no_report(
 ) -> None:
     save_reader(tmp_path / "a", "llama")
     (tmp_path / "text.txt").write_text(prose())
-    monkeypatch.setattr(diagnosing, "diagnose", lambda *_, **__: other_config(tmp_path))
+    monkeypatch.setattr(diagnosing, "diagnose_models", lambda *_, **__: other_config(tmp_path))
     report, text = tmp_path / "report", str(tmp_path / "text.txt")
     with pytest.raises(HybridizeError, match=r"config\.json: changed while it was in use"):
         diagnosing.run(str(tmp_path / "a"), text=[text], out=report, offline=True)

@@ -210,9 +210,9 @@ def test_a_recipe_with_merged_donors_builds(donors: Path, tmp_path: Path) -> Non
         "- {from: qwen, layer: 3}\nhead: blend\nbridges: {where: none}\n"
     )
     plan = make_plan(load_recipe(recipe), offline=True)
-    build(plan, tmp_path / "out", prover=LocalProver())
+    build(plan, tmp_path / "out", worker=LocalProver())
 
-    assert verify(tmp_path / "out", prover=LocalProver(), whole=True).ok
+    assert verify(tmp_path / "out", worker=LocalProver(), whole=True).ok
     blend = _contents(_merge(donors / "ties.yaml").folder)
     made = _contents(tmp_path / "out")
     name = "model.layers.1.mlp.up_proj.weight"

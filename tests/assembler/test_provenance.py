@@ -72,7 +72,7 @@ def test_no_path_of_the_machine_gets_into_a_model(
     assert manifest["recipe"]["resolved"]["donors"]["one"]["model"] == "one"
     assert manifest["fit"]["text"]["domains"][0]["source"] == {"files": ["text.txt"]}
     assert "| one | one |" in (built.folder / "README.md").read_text()
-    found = verify(built.folder, prover=LocalProver())
+    found = verify(built.folder, worker=LocalProver())
     assert found.ok
     assert "not compared" not in found.table()  # the donors are found all the same
 
@@ -93,7 +93,7 @@ def test_a_native_model_says_that_it_was_proved(
     tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its card, its manifest, and what build prints, as JSON too; and how all of it is loaded."""
-    monkeypatch.setattr(assemble, "ProcessProver", LocalProver)
+    monkeypatch.setattr(assemble, "WorkerProcess", LocalProver)
     file = write_recipe(tmp_path / "recipe.yaml", {**recipe, "calibration": None})
     done = CliRunner().invoke(main, ["build", str(file), "--out", str(tmp_path / "out"), "--json"])
     found = json.loads(done.stdout)

@@ -81,7 +81,7 @@ def test_bridges_of_a_swap_are_built_without_text(
     assert model(ids, attention_mask=mask).logits.isfinite().all()
     cached, plain = generate(model), generate(model, use_cache=False)
     assert torch.equal(cached.sequences, plain.sequences)
-    assert verify(built.folder, whole=True, prover=LocalProver()).ok
+    assert verify(built.folder, whole=True, worker=LocalProver()).ok
 
 
 @pytest.mark.parametrize("kind", ["linear", "lowrank", "identity"])

@@ -45,7 +45,7 @@ def copy(made: Path, tmp_path: Path) -> Path:
 
 
 def check(folder: Path, **options: object) -> Verification:
-    return verify(folder, prover=LocalProver(), **options)  # type: ignore[arg-type]
+    return verify(folder, worker=LocalProver(), **options)  # type: ignore[arg-type]
 
 
 def wrong(verification: Verification) -> dict[str, str]:

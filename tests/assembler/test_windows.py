@@ -12,7 +12,7 @@ from tokenizers.processors import TemplateProcessing
 
 from hybridize.errors import HybridizeError
 from hybridize.torch_model import windows
-from hybridize.torch_model.windows import Domain, Encoded, Reader, align, cut
+from hybridize.torch_model.windows import DomainText, Encoded, Reader, align, cut
 from tests.assembler.readers import code, prose, tokenizer
 
 
@@ -154,7 +154,7 @@ def test_stretches_are_parts_of_the_text(tmp_path: Path, readers: tuple[Reader, 
     texts = {"prose": [prose()], "code": [code(), prose()]}
     file = documents(tmp_path, (0, prose()), (1, code()), (1, prose()))
     whole = len(readers[0].tokens(prose())[0])
-    domains = [Domain("prose", whole - 70, "here"), Domain("code", 900, "there")]
+    domains = [DomainText("prose", whole - 70, "here"), DomainText("code", 900, "there")]
     parts = cut(file, domains, readers[0], length=64, held_out=0.2, seed=3)
     for part in parts:
         chosen = [*part.fit, *part.held_out]
@@ -177,7 +177,7 @@ def test_all_documents_have_a_part_and_whole_ones_are_held_out(
     """A few long documents would say little about others, and be judged by themselves."""
     texts = [prose()[i * 700 : (i + 1) * 700] for i in range(10)]
     file = documents(tmp_path, *((0, text) for text in texts))
-    (part,) = cut(file, [Domain("prose", 1200, "here")], readers[0], length=32, held_out=0.2)
+    (part,) = cut(file, [DomainText("prose", 1200, "here")], readers[0], length=32, held_out=0.2)
 
     def sources(stretches: tuple[str, ...]) -> set[int]:
         return {next(i for i, t in enumerate(texts) if s in t) for s in stretches}
@@ -191,9 +191,9 @@ def test_too_little_text_is_an_error_for_each_domain(
 ) -> None:
     file = documents(tmp_path, (0, "some words"), (1, prose()))
     domains = [
-        Domain("a", 100, "recipe:3:5"),
-        Domain("b", 100_000, "recipe:4:5"),
-        Domain("c", 9, "recipe:5:5"),
+        DomainText("a", 100, "recipe:3:5"),
+        DomainText("b", 100_000, "recipe:4:5"),
+        DomainText("c", 9, "recipe:5:5"),
     ]
     with pytest.raises(HybridizeError) as caught:
         cut(file, domains, readers[0], length=64, held_out=0.2)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hybridize.cpt.plan.costs import active_experts, parts
 from hybridize.cpt.plan.forecast import Forecast, forecast
-from hybridize.cpt.plan.model_tensors import Stack, read_stack
+from hybridize.cpt.plan.model_tensors import ModelTensors, read_model_tensors
 from hybridize.cpt.plan.policy import Entry, resolve
 from hybridize.errors import HybridizeError
 from tests.assembler.stacks import build_in, load, save_donor
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run_of(stack: Stack, entries: Sequence[Entry], **options: Any) -> Forecast:
+def run_of(stack: ModelTensors, entries: Sequence[Entry], **options: Any) -> Forecast:
     settings: dict[str, Any] = {"tokens": 10_000, "batch_tokens": 64, "length": 16, **options}
     return forecast(stack, resolve(stack, entries), **settings)
 
@@ -62,7 +62,7 @@ def run_of(stack: Stack, entries: Sequence[Entry], **options: Any) -> Forecast:
 @pytest.mark.parametrize("name", ["tall", "llama", "mixtral", "mamba2", "gpt2", "hybrid"])
 @pytest.mark.parametrize("options", [{}, {"checkpointing": True}], ids=["", "checkpointing"])
 def test_full_training_is_the_unit(folder: Path, name: str, options: dict[str, Any]) -> None:
-    run = run_of(read_stack(folder / name), ["full"], **options)
+    run = run_of(read_model_tensors(folder / name), ["full"], **options)
     assert run.ratio == 1
     assert run.flops == run.full_flops
     assert run.memory == run.full_memory
@@ -70,7 +70,7 @@ def test_full_training_is_the_unit(folder: Path, name: str, options: dict[str, A
 
 @pytest.mark.parametrize("number", [1, 2, 4, 6])
 def test_the_papers_formulas_hold_where_slots_are_all_there_is(folder: Path, number: int) -> None:
-    stack, s = read_stack(folder / "tall"), number / 8
+    stack, s = read_model_tensors(folder / "tall"), number / 8
     assert run_of(stack, [{"shallow": number}], length=2).ratio == pytest.approx(
         (2 + s) / 3, rel=0.02
     )
@@ -84,27 +84,27 @@ def test_the_papers_formulas_hold_where_slots_are_all_there_is(folder: Path, num
 
 
 def test_a_bridge_half_way_up_saves_the_backward_pass_below(folder: Path) -> None:
-    stack = read_stack(folder / "bridged")
+    stack = read_model_tensors(folder / "bridged")
     assert run_of(stack, ["bridges"], length=2).ratio == pytest.approx((2 - 0.5) / 3, rel=0.02)
     cached = run_of(stack, ["bridges"], length=2, cached_prefix=True)
     assert cached.ratio == pytest.approx(2 * (1 - 0.5) / 3, rel=0.02)
 
 
 def test_checkpointing_repeats_only_what_the_backward_pass_goes_through(folder: Path) -> None:
-    run = run_of(read_stack(folder / "tall"), [{"deep": 2}], length=2, checkpointing=True)
+    run = run_of(read_model_tensors(folder / "tall"), [{"deep": 2}], length=2, checkpointing=True)
     assert run.flops.again == pytest.approx(run.flops.forward / 4, rel=0.02)
     assert run.full_flops.again == pytest.approx(run.full_flops.forward, rel=0.02)
 
 
 def test_a_head_alone_needs_no_backward_pass_through_anything(folder: Path) -> None:
-    run = run_of(read_stack(folder / "llama"), ["head"])
+    run = run_of(read_model_tensors(folder / "llama"), ["head"])
     assert run.flops.activations == 0
     assert run.flops.weights == 2 * 64 * 32
     assert run.memory.activations == 0
 
 
 def test_a_tied_matrix_costs_as_a_head(folder: Path) -> None:
-    run = run_of(read_stack(folder / "gpt2"), ["embeddings"])
+    run = run_of(read_model_tensors(folder / "gpt2"), ["embeddings"])
     assert run.flops.weights == 2 * 64 * 32
     assert run.flops.activations == run.full_flops.activations
 
@@ -116,7 +116,7 @@ def test_torch_counts_the_same_matrices(folder: Path, name: str, entries: list[E
     square, and the forecast what a causal mask leaves of it; and so is, in the lowest slot, the
     way back to its input, which nobody asks for.
     """
-    stack, model = read_stack(folder / name), load(folder / name).train()
+    stack, model = read_model_tensors(folder / name), load(folder / name).train()
     if name == "mixtral":
         model.set_experts_implementation("eager")  # torch counts no grouped product
     policy = resolve(stack, entries)
@@ -142,12 +142,12 @@ def test_torch_counts_the_same_matrices(folder: Path, name: str, entries: list[E
 
 def test_only_active_experts_are_counted(folder: Path) -> None:
     """Two of four in Mixtral, on disk one by one; in the hybrid they are fused."""
-    stack = read_stack(folder / "mixtral")
+    stack = read_model_tensors(folder / "mixtral")
     slot = next(part for part in parts(stack, 16) if part.is_slot)
     assert active_experts(stack, slot.tensors) == 0.5
     attention, router, experts = 32 * (32 + 16 + 16 + 32), 4 * 32, 4 * 3 * 48 * 32
     assert slot.macs == attention + router + experts / 2
-    hybrid = read_stack(folder / "hybrid")
+    hybrid = read_model_tensors(folder / "hybrid")
     host = next(part for part in parts(hybrid, 16) if part.position == (1, 1))
     assert active_experts(hybrid, host.tensors) == 0.5
     assert {m.share for m in host.matrices if ".experts." in m.tensor.name} == {0.5}
@@ -165,14 +165,14 @@ def test_only_active_experts_are_counted(folder: Path) -> None:
 )
 def test_scores_are_those_of_attention_layers(folder: Path, name: str, scores: list[int]) -> None:
     """With one token there is one key to see; with 15, 8 of them on average."""
-    stack = read_stack(folder / name)
+    stack = read_model_tensors(folder / name)
     assert [part.scores for part in parts(stack, 1) if part.is_slot] == scores
     assert sum(part.scores for part in parts(stack, 15)) <= 8 * sum(scores)
 
 
 def test_a_window_bounds_what_attention_sees(folder: Path) -> None:
     """Mixtral's here is of 4 tokens: of 16, they see 1, 2, 3 and then always 4."""
-    slot = next(part for part in parts(read_stack(folder / "mixtral"), 16) if part.is_slot)
+    slot = next(part for part in parts(read_model_tensors(folder / "mixtral"), 16) if part.is_slot)
     assert slot.scores == 64 * (1 + 2 + 3 + 13 * 4) / 16
 
 
@@ -181,7 +181,7 @@ def test_a_window_bounds_what_attention_sees(folder: Path) -> None:
 
 def test_memory_adds_up_by_hand(folder: Path) -> None:
     """Llama of width 32 in fp32, one of four slots; 64 tokens at a time."""
-    stack = read_stack(folder / "llama")
+    stack = read_model_tensors(folder / "llama")
     slot = 32 * (32 + 16 + 16 + 32) + 3 * 48 * 32 + 2 * 32
     total = 4 * slot + 2 * 64 * 32 + 32
     memory = run_of(stack, [{"shallow": 1}]).memory
@@ -204,7 +204,7 @@ def test_the_state_of_a_16_bit_model_is_that_of_the_formula(folder: Path, tmp_pa
         "slots": [{"from": "a", "layers": "0-3"}],
         "dtype": "bfloat16",
     }
-    stack = read_stack(build_in(tmp_path, recipe).folder)
+    stack = read_model_tensors(build_in(tmp_path, recipe).folder)
     policy = resolve(stack, [{"deep": 2}])
     run = run_of(stack, [{"deep": 2}])
     assert run.memory.state == 2 * policy.num_frozen + 16 * policy.num_trained
@@ -222,7 +222,7 @@ def test_the_state_of_a_16_bit_model_is_that_of_the_formula(folder: Path, tmp_pa
 
 
 def test_the_table_says_what_is_an_estimate(folder: Path) -> None:
-    run = run_of(read_stack(folder / "llama"), [{"shallow": 1}], processes=2)
+    run = run_of(read_model_tensors(folder / "llama"), [{"shallow": 1}], processes=2)
     console = Console(width=120)
     with console.capture() as capture:
         console.print(run.table())
@@ -242,7 +242,7 @@ def test_the_table_says_what_is_an_estimate(folder: Path) -> None:
 
 
 def test_the_document_has_whole_runs_and_both_sides(folder: Path) -> None:
-    run = run_of(read_stack(folder / "llama"), [{"shallow": 1}])
+    run = run_of(read_model_tensors(folder / "llama"), [{"shallow": 1}])
     document = run.as_dict()
     assert document["steps"] == 157
     assert document["flops_ratio"] == run.ratio
@@ -274,5 +274,5 @@ def test_the_document_has_whole_runs_and_both_sides(folder: Path) -> None:
 )
 def test_what_no_run_can_be_is_refused(folder: Path, options: dict[str, Any], text: str) -> None:
     with pytest.raises(HybridizeError) as caught:
-        run_of(read_stack(folder / "llama"), ["full"], **options)
+        run_of(read_model_tensors(folder / "llama"), ["full"], **options)
     assert str(caught.value) == text

@@ -13,7 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hybridize.cpt.data.blocks import IGNORED
-from hybridize.cpt.plan.model_tensors import read_stack
+from hybridize.cpt.plan.model_tensors import read_model_tensors
 from hybridize.cpt.plan.policy import Entry, resolve
 from hybridize.cpt.train import forward as forwards
 from hybridize.cpt.train.forward import (
@@ -24,7 +24,7 @@ from hybridize.cpt.train.forward import (
     share_masks,
 )
 from hybridize.cpt.train.isolation import isolates
-from hybridize.cpt.train.trainable_model import Tuned, let_learn, open_model
+from hybridize.cpt.train.trainable_model import TrainableModel, let_learn, open_model
 from tests.assembler.stacks import UNFITTED, build_in, load, save_donor
 from tests.tiny import FAMILIES, tiny_model
 
@@ -40,13 +40,13 @@ def rows() -> tuple[Tensor, Tensor]:
     return ids, labels
 
 
-def opened(folder: Path, *entries: Entry, start: int = 0) -> tuple[Tuned, Forward]:
+def opened(folder: Path, *entries: Entry, start: int = 0) -> tuple[TrainableModel, Forward]:
     tuned = open_model(folder, "cpu")
-    let_learn(tuned, resolve(read_stack(folder), entries))
+    let_learn(tuned, resolve(read_model_tensors(folder), entries))
     return tuned, Forward(tuned, start=start)
 
 
-def gradients(tuned: Tuned, forward: Forward, **given: Any) -> dict[str, Tensor]:
+def gradients(tuned: TrainableModel, forward: Forward, **given: Any) -> dict[str, Tensor]:
     """Of each tensor that learns, by its name on disk."""
     ids, labels = rows()
     tuned.model.zero_grad()
@@ -153,7 +153,7 @@ def test_checkpointing_repeats_what_is_above_what_learns_alone(hybrid: Path, ent
     tuned, forward = opened(hybrid, entry)
     tuned.model.train()
     plain = gradients(tuned, forward)
-    first = resolve(read_stack(hybrid), [entry]).first_trained_slot
+    first = resolve(read_model_tensors(hybrid), [entry]).first_trained_slot
     checkpoint_slots(tuned.model, first)
     times = [0] * 4
     for i, layer in enumerate(tuned.model.model.layers):

@@ -21,7 +21,7 @@ from hybridize.assembler.assembly.verify import verify
 from hybridize.cli import main
 from hybridize.cpt.data.prefix import Prefix
 from hybridize.cpt.plan import saving
-from hybridize.cpt.plan.model_tensors import read_stack
+from hybridize.cpt.plan.model_tensors import read_model_tensors
 from hybridize.cpt.plan.planning import CptPlan, plan_training
 from hybridize.cpt.plan.saving import SaveClock
 from hybridize.cpt.state import checkpoints
@@ -605,7 +605,7 @@ def test_evaluation_costs_a_small_part_of_a_training(
     plan = CptPlan(
         recipe=load_recipe(built),
         spec=CptSpec(**cpt),
-        stack=read_stack(built.parent / "out"),
+        stack=read_model_tensors(built.parent / "out"),
         stages=(),
         processes=1,
         micro_batch_size=1,

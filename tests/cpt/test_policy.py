@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 from transformers import PreTrainedModel
 
-from hybridize.cpt.plan.model_tensors import Stack, Tensor, read_stack
+from hybridize.cpt.plan.model_tensors import ModelTensors, Tensor, read_model_tensors
 from hybridize.cpt.plan.policy import Entry, Policy, auto, difference, resolve
 from hybridize.cpt.trainable.patterns import matches
 from hybridize.errors import HybridizeError
@@ -73,20 +73,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hybrid(folder: Path) -> Stack:
-    return read_stack(folder / "out")
+def hybrid(folder: Path) -> ModelTensors:
+    return read_model_tensors(folder / "out")
 
 
 @pytest.fixture(scope="module")
-def deep(folder: Path) -> Stack:
-    return read_stack(folder / "deep")
+def deep(folder: Path) -> ModelTensors:
+    return read_model_tensors(folder / "deep")
 
 
 def entry(kind: str) -> Entry:
     return {kind: VALUES[kind]} if kind in VALUES else kind
 
 
-def trained(stack: Stack, *entries: Entry) -> list[str]:
+def trained(stack: ModelTensors, *entries: Entry) -> list[str]:
     return [tensor.name for tensor in resolve(stack, entries).trained]
 
 
@@ -94,7 +94,7 @@ def slots_of(policy: Policy) -> set[int | None]:
     return {tensor.slot for tensor in policy.trained}
 
 
-def error_of(stack: Stack, *entries: Any) -> str:
+def error_of(stack: ModelTensors, *entries: Any) -> str:
     with pytest.raises(HybridizeError) as caught:
         resolve(stack, entries)
     return str(caught.value)
@@ -111,7 +111,7 @@ def printed(what: RenderableType) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_keeps_the_contract(hybrid: Stack, kind: str) -> None:
+def test_every_kind_keeps_the_contract(hybrid: ModelTensors, kind: str) -> None:
     """Whoever adds a kind: a file with a title, a value's description, and names in order."""
     plugin = load_plugin("freeze", kind)
     assert plugin.TITLE
@@ -125,7 +125,7 @@ def test_every_kind_keeps_the_contract(hybrid: Stack, kind: str) -> None:
     assert (plugin.__doc__ or "").startswith(f"Train `{kind}`: ")
 
 
-def test_kinds_train_what_they_are_called_after(hybrid: Stack) -> None:
+def test_kinds_train_what_they_are_called_after(hybrid: ModelTensors) -> None:
     model = "model.layers."
     assert trained(hybrid, "embeddings") == ["model.embed_tokens.weight"]
     assert trained(hybrid, "head") == ["lm_head.weight"]
@@ -149,7 +149,7 @@ def test_kinds_train_what_they_are_called_after(hybrid: Stack) -> None:
     assert {int(name.split(".")[2]) for name in donor} == {1, 5, 6}  # 4 is a bridging layer
 
 
-def test_what_entries_name_adds_up(hybrid: Stack) -> None:
+def test_what_entries_name_adds_up(hybrid: ModelTensors) -> None:
     one, other = trained(hybrid, "bridges"), trained(hybrid, {"shallow": 0.25})
     both = trained(hybrid, "bridges", {"shallow": 0.25})
     assert set(both) == set(one) | set(other)
@@ -165,12 +165,12 @@ def test_what_entries_name_adds_up(hybrid: Stack) -> None:
 # ---- stacks ------------------------------------------------------------------------------------
 
 
-def test_a_hybrid_is_seen_as_it_was_built(hybrid: Stack, folder: Path) -> None:
+def test_a_hybrid_is_seen_as_it_was_built(hybrid: ModelTensors, folder: Path) -> None:
     assert hybrid.donors == ("host",) * 4 + ("wide",) * 3
     assert hybrid.bridges == {"1.self_attn.enter": 1, "1.self_attn.leave": 1, "4": 4}
     assert hybrid.made == (4,)
     assert (hybrid.tied, hybrid.width, hybrid.vocabulary) == (False, 32, 64)
-    plain = read_stack(folder / "plain")
+    plain = read_model_tensors(folder / "plain")
     assert plain.bridges == {"2": 2, "head": 4}
     order = [plain.position(tensor) for tensor in plain.tensors]
     assert order == sorted(order)
@@ -179,7 +179,7 @@ def test_a_hybrid_is_seen_as_it_was_built(hybrid: Stack, folder: Path) -> None:
 
 
 def test_a_tied_matrix_stands_there_once(folder: Path) -> None:
-    stack = read_stack(folder / "tied")
+    stack = read_model_tensors(folder / "tied")
     assert stack.tied
     assert trained(stack, "embeddings") == ["transformer.wte.weight"]
     positions = stack.by_name["transformer.wpe.weight"]
@@ -194,7 +194,7 @@ def test_a_native_model_knows_its_donors_if_hybridize_built_it(folder: Path) -> 
         "slots": [{"from": "a", "layers": "0-1"}, {"from": "b", "layers": "10-11"}],
         "bridges": {"where": "none"},
     }
-    stack = read_stack(build_in(folder, recipe, "native").folder)
+    stack = read_model_tensors(build_in(folder, recipe, "native").folder)
     assert stack.donors == ("a", "a", "b", "b")
     assert slots_of(resolve(stack, [{"donor": "b"}])) == {2, 3}
 
@@ -203,7 +203,7 @@ def test_a_native_model_knows_its_donors_if_hybridize_built_it(folder: Path) -> 
 def test_names_are_those_of_the_loaded_model(tmp_path: Path, family: str) -> None:
     """Whoever freezes by the list: a parameter that it misses would silently learn, or not."""
     save_donor(tmp_path, family)
-    stack, model = read_stack(tmp_path), load(tmp_path)
+    stack, model = read_model_tensors(tmp_path), load(tmp_path)
     parameters = {n: tuple(p.shape) for n, p in model.named_parameters()}
     full = resolve(stack, ["full"])
     assert full.num_trained == sum(math.prod(shape) for shape in parameters.values())
@@ -215,7 +215,7 @@ def test_names_are_those_of_the_loaded_model(tmp_path: Path, family: str) -> Non
 @pytest.mark.parametrize("name", ["out", "plain"])
 def test_names_are_those_of_the_loaded_hybrid(folder: Path, name: str) -> None:
     model = load(folder / name)
-    full = resolve(read_stack(folder / name), ["full"])
+    full = resolve(read_model_tensors(folder / name), ["full"])
     parameters = {n: tuple(p.shape) for n, p in model.named_parameters()}
     assert {t.name: t.shape for t in full.trained} == parameters
 
@@ -235,7 +235,7 @@ def test_a_hybrid_with_slots_missing_is_refused(folder: Path, tmp_path: Path) ->
     (tmp_path / "model.safetensors").hardlink_to(folder / "plain" / "model.safetensors")
     (tmp_path / "config.json").write_text(config.replace('"slots": [', '"slots": [{},'))
     with pytest.raises(HybridizeError) as caught:
-        read_stack(tmp_path)
+        read_model_tensors(tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}: config.json says 5 slots, the tensors are of 4\n"
         "  fix: copy the model again, whole"
@@ -247,7 +247,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path, content: str | None
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(HybridizeError):
-        read_stack(tmp_path)
+        read_model_tensors(tmp_path)
 
 
 # ---- prefix ------------------------------------------------------------------------------------
@@ -269,19 +269,19 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path, content: str | None
 def test_what_comes_before_anything_learns_needs_no_autograd(
     folder: Path, entries: list[Entry], first: int, prefix: str | None
 ) -> None:
-    policy = resolve(read_stack(folder / "plain"), entries)
+    policy = resolve(read_model_tensors(folder / "plain"), entries)
     assert (policy.first_trained_slot, policy.prefix) == (first, prefix)
 
 
 def test_learned_positions_leave_no_prefix(folder: Path) -> None:
-    policy = resolve(read_stack(folder / "tied"), [{"patterns": "transformer.wpe.*"}])
+    policy = resolve(read_model_tensors(folder / "tied"), [{"patterns": "transformer.wpe.*"}])
     assert (policy.first_trained_slot, policy.prefix) == (0, None)
 
 
 # ---- patterns ----------------------------------------------------------------------------------
 
 
-def test_a_pattern_is_anchored(deep: Stack) -> None:
+def test_a_pattern_is_anchored(deep: ModelTensors) -> None:
     """Whoever trains layer 1: as a part of a name, `.1.` hits other layers' experts, and 11."""
     assert slots_of(resolve(deep, [{"patterns": "model.layers.1.*.weight"}])) == {1}
     assert slots_of(resolve(deep, [{"patterns": "model.layers.1.**"}])) == {1}
@@ -308,7 +308,7 @@ def test_a_pattern_is_anchored(deep: Stack) -> None:
     ],
 )
 def test_a_regular_expression_is_told_as_a_glob_where_that_is_sure(
-    deep: Stack, regex: str, glob: str | None
+    deep: ModelTensors, regex: str, glob: str | None
 ) -> None:
     said = error_of(deep, {"patterns": regex})
     assert said.startswith(
@@ -360,7 +360,7 @@ def test_any_value_ends_in_names_or_a_clear_error(value: Any) -> None:
 
 def names_or_clear_error(entry: Entry) -> bool:
     """On a stack of three tensors."""
-    stack = Stack(
+    stack = ModelTensors(
         folder=Path("x"),
         tensors=(
             Tensor("wte", (4, 2), "F32", "embeddings"),
@@ -384,7 +384,7 @@ def names_or_clear_error(entry: Entry) -> bool:
 # ---- errors ------------------------------------------------------------------------------------
 
 
-def test_all_mistakes_are_told_at_once(deep: Stack) -> None:
+def test_all_mistakes_are_told_at_once(deep: ModelTensors) -> None:
     entries: list[Any] = [
         "bridges", {"shallow": 0}, {"shallow": 1.5}, {"deep": 13}, "shalow", "mid", {"head": 1},
         {"a": 1, "b": 2}, {"slots": "3-1"}, {"slots": [4, 12]}, {"donor": "host"}, "model.*.weight",
@@ -428,7 +428,7 @@ def test_all_mistakes_are_told_at_once(deep: Stack) -> None:
     assert "\ntrain[12]: '[3-0]' matches no tensor\n" in text
 
 
-def test_a_donor_that_is_not_there_is_an_error(hybrid: Stack) -> None:
+def test_a_donor_that_is_not_there_is_an_error(hybrid: ModelTensors) -> None:
     assert error_of(hybrid, {"donor": "hots"}) == (
         "train[0]: no slot holds anything of a donor 'hots'\n"
         "  fix: did you mean 'host'? (known: host, wide)"
@@ -436,13 +436,13 @@ def test_a_donor_that_is_not_there_is_an_error(hybrid: Stack) -> None:
 
 
 def test_a_tied_head_alone_is_an_error(folder: Path) -> None:
-    assert error_of(read_stack(folder / "tied"), "head") == (
+    assert error_of(read_model_tensors(folder / "tied"), "head") == (
         "train[0]: this model's head is tied to its embedding\n"
         "  fix: write embeddings: that trains the matrix in both places"
     )
 
 
-def test_a_policy_that_trains_nothing_is_an_error(deep: Stack) -> None:
+def test_a_policy_that_trains_nothing_is_an_error(deep: ModelTensors) -> None:
     assert error_of(deep) == (
         f"train: this policy trains nothing\n  fix: train one or several of {', '.join(KINDS)}"
     )
@@ -450,7 +450,7 @@ def test_a_policy_that_trains_nothing_is_an_error(deep: Stack) -> None:
 
 def test_what_cannot_learn_is_told_apart(tmp_path: Path) -> None:
     """A router's balance is among the weights, but no parameter: the optimizer never sees it."""
-    stack = read_stack(save_donor(tmp_path, "deepseek_v3"))
+    stack = read_model_tensors(save_donor(tmp_path, "deepseek_v3"))
     assert not any("correction" in name for name in trained(stack, "full"))
     assert error_of(stack, {"patterns": "**.e_score_correction_bias"}) == (
         "train[0]: '**.e_score_correction_bias' matches only what cannot learn\n"
@@ -459,7 +459,7 @@ def test_what_cannot_learn_is_told_apart(tmp_path: Path) -> None:
     )
 
 
-def test_errors_name_the_place_in_the_recipe(deep: Stack) -> None:
+def test_errors_name_the_place_in_the_recipe(deep: ModelTensors) -> None:
     with pytest.raises(HybridizeError) as caught:
         resolve(deep, ["head", "hed"], place=lambda i: f"x.yaml:{i + 3}:5: cpt.train[{i}]")
     assert str(caught.value).startswith("x.yaml:4:5: cpt.train[1]: unknown freeze policy 'hed'\n")
@@ -468,7 +468,7 @@ def test_errors_name_the_place_in_the_recipe(deep: Stack) -> None:
 # ---- plans -------------------------------------------------------------------------------------
 
 
-def test_the_table_shows_parts_and_ranges(hybrid: Stack) -> None:
+def test_the_table_shows_parts_and_ranges(hybrid: ModelTensors) -> None:
     assert printed(resolve(hybrid, ["bridges", {"slots": 0}, {"deep": 1}]).table()) == (
         "part                           tensors  parameters    bytes\n"
         "embeddings            frozen         1       2,048  8.19 kB\n"
@@ -487,13 +487,13 @@ def test_the_table_shows_parts_and_ranges(hybrid: Stack) -> None:
     )
 
 
-def test_slots_that_learn_in_part_have_two_rows(deep: Stack) -> None:
+def test_slots_that_learn_in_part_have_two_rows(deep: ModelTensors) -> None:
     rows = printed(resolve(deep, ["norms"]).table()).splitlines()
     assert [row.split("  ")[0] for row in rows[1:4]] == ["embeddings", "slots 0-11", "slots 0-11"]
     assert rows[-1] == "without autograd, as a frozen prefix: embeddings"
 
 
-def test_a_plan_is_the_same_however_it_was_asked_for(deep: Stack) -> None:
+def test_a_plan_is_the_same_however_it_was_asked_for(deep: ModelTensors) -> None:
     one = resolve(deep, [{"shallow": 0.25}]).as_dict()
     other = resolve(deep, [{"slots": "0-2"}]).as_dict()
     assert one["blake3"] == other["blake3"]
@@ -503,7 +503,7 @@ def test_a_plan_is_the_same_however_it_was_asked_for(deep: Stack) -> None:
     assert one["blake3"] != third["blake3"]
 
 
-def test_a_plan_that_differs_is_told_by_slots(hybrid: Stack) -> None:
+def test_a_plan_that_differs_is_told_by_slots(hybrid: ModelTensors) -> None:
     one = resolve(hybrid, [{"shallow": 3}, "bridges"]).as_dict()
     other = resolve(hybrid, [{"deep": 2}, {"slots": 0}, "head"]).as_dict()
     assert difference(one, other) == (
@@ -530,7 +530,7 @@ def test_a_plan_that_differs_is_told_by_slots(hybrid: Stack) -> None:
 # ---- auto --------------------------------------------------------------------------------------
 
 
-def a_trace(stack: Stack, slots: int | None = 2, **model: Any) -> dict[str, Any]:
+def a_trace(stack: ModelTensors, slots: int | None = 2, **model: Any) -> dict[str, Any]:
     sizes = [0] * stack.depth
     for tensor in stack.tensors:
         if tensor.slot is not None:
@@ -543,7 +543,9 @@ def a_trace(stack: Stack, slots: int | None = 2, **model: Any) -> dict[str, Any]
     }
 
 
-def test_auto_follows_the_trace_and_says_that_it_is_a_prior(hybrid: Stack, deep: Stack) -> None:
+def test_auto_follows_the_trace_and_says_that_it_is_a_prior(
+    hybrid: ModelTensors, deep: ModelTensors
+) -> None:
     document = {"format": 2, "models": [a_trace(deep), a_trace(hybrid, slots=3)]}
     prior = auto(document, hybrid)
     assert prior.entries == ["bridges", {"shallow": 3}]
@@ -551,7 +553,7 @@ def test_auto_follows_the_trace_and_says_that_it_is_a_prior(hybrid: Stack, deep:
     assert auto(document, deep).entries == [{"shallow": 2}]
 
 
-def test_auto_tells_twins_apart_by_their_folder(deep: Stack) -> None:
+def test_auto_tells_twins_apart_by_their_folder(deep: ModelTensors) -> None:
     twins = [a_trace(deep, 1), a_trace(deep, 5, source=str(deep.folder), name="n")]
     assert auto({"format": 2, "models": twins}, deep).entries == [{"shallow": 5}]
 
@@ -566,7 +568,7 @@ def test_auto_tells_twins_apart_by_their_folder(deep: Stack) -> None:
     ],
 )
 def test_auto_refuses_a_trace_that_cannot_say(
-    hybrid: Stack, deep: Stack, which: str, found: str
+    hybrid: ModelTensors, deep: ModelTensors, which: str, found: str
 ) -> None:
     models = {
         "format": [],

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from hybridize.cli import main
-from hybridize.cpt.plan.model_tensors import Stack, read_stack
+from hybridize.cpt.plan.model_tensors import ModelTensors, read_model_tensors
 from hybridize.cpt.plan.policy import Entry, resolve
 from hybridize.cpt.plan.rates import rate_lines, rates_of
 from hybridize.recipe.sections.cpt import CptSpec
@@ -17,7 +17,7 @@ from tests.assembler.stacks import UNFITTED, build_in, save_donor, write_recipe
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> ModelTensors:
     """Two donors of other widths, eight slots, a bridge before slot 4."""
     folder = tmp_path_factory.mktemp("rates")
     for name, width in (("low", 32), ("high", 48)):
@@ -27,7 +27,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
         "slots": [{"from": "low", "layers": "0-3"}, {"from": "high", "layers": "0-3"}],
         "bridges": UNFITTED,
     }
-    return read_stack(build_in(folder, recipe).folder)
+    return read_model_tensors(build_in(folder, recipe).folder)
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
     ],
 )
 def test_rates_go_by_role_and_by_how_much_learns(
-    stack: Stack, entries: list[Entry], wanted: dict[str, float]
+    stack: ModelTensors, entries: list[Entry], wanted: dict[str, float]
 ) -> None:
     found = rates_of(resolve(stack, entries), CptSpec())
     assert {role: rate.value for role, rate in found.items()} == pytest.approx(wanted, rel=2e-3)
 
 
-def test_rates_of_the_recipe_win(stack: Stack) -> None:
+def test_rates_of_the_recipe_win(stack: ModelTensors) -> None:
     policy = resolve(stack, ["bridges", "norms", {"shallow": 1}])
     spec = CptSpec(learning_rate=2e-3, learning_rates={"bridge": 5e-3})
     assert rate_lines(rates_of(policy, spec)) == [
@@ -61,7 +61,7 @@ def test_rates_of_the_recipe_win(stack: Stack) -> None:
     assert rates_of(policy, spec)["slot"].value == 3e-4
 
 
-def test_the_reason_says_how_much_learns(stack: Stack) -> None:
+def test_the_reason_says_how_much_learns(stack: ModelTensors) -> None:
     policy = resolve(stack, [{"shallow": 1}])
     share = policy.num_trained / stack.num_parameters
     assert rate_lines(rates_of(policy, CptSpec())) == [

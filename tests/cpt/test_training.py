@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from hybridize.assembler.assembly.verify import verify
 from hybridize.cli import main
-from hybridize.cpt.command import run
+from hybridize.cpt import command
 from hybridize.cpt.plan.target import find_target
 from hybridize.cpt.train.isolation import isolates
 from hybridize.cpt.train.trainable_model import open_model
@@ -146,7 +146,7 @@ def interrupted(recipe: Path, out: str, seconds: float) -> bool:
         try:
             torch.set_num_threads(1)
             options = {"resume": (folder / f"{out}.work").exists(), "force": False}
-            run(
+            command.train(
                 recipe,
                 built=folder / "out",
                 out=folder / out,
@@ -204,7 +204,7 @@ def broken_off(
     if child == 0:
         try:
             torch.set_num_threads(1)
-            run(
+            command.train(
                 recipe, built=recipe.parent / "out", out=recipe.parent / out, device="cpu",
                 offline=True, resume=False, force=False,
             )  # fmt: skip

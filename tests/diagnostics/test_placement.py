@@ -13,9 +13,9 @@ from hybridize.diagnostics.recommendation.prior.placement import (
     GATE,
     PARTS,
     Estimate,
+    LayerRun,
     Placement,
     Rules,
-    Run,
     Scores,
     Seam,
     Spot,
@@ -76,10 +76,10 @@ def seams_at_random(seed: int) -> dict[tuple[Spot, Spot], Seam]:
     return Found()
 
 
-def all_stacks(given: Rules) -> Iterator[tuple[Run, ...]]:
+def all_stacks(given: Rules) -> Iterator[tuple[LayerRun, ...]]:
     """Every stack that the rules allow, one by one."""
 
-    def grow(runs: tuple[Run, ...], slots: int) -> Iterator[tuple[Run, ...]]:
+    def grow(runs: tuple[LayerRun, ...], slots: int) -> Iterator[tuple[LayerRun, ...]]:
         if slots == given.depth:
             yield runs
         for donor, depth in given.layers.items():
@@ -87,7 +87,7 @@ def all_stacks(given: Rules) -> Iterator[tuple[Run, ...]]:
                 continue
             for first in range(depth):
                 for last in range(first, min(depth, first + given.depth - slots)):
-                    run = Run(donor, first, last)
+                    run = LayerRun(donor, first, last)
                     if all(spot in given.allowed for spot in run.spots):
                         yield from grow((*runs, run), slots + last - first + 1)
 
@@ -165,7 +165,7 @@ def test_parts_add_up_to_the_score() -> None:
     given = rules({"a": 4, "b": 4}, 4)
     scores = scores_at_random(given, 0)
     placement = decompose(
-        (Run("a", 0, 1), Run("b", 2, 3)), given, scores, lambda *_: Seam(0.6, True)
+        (LayerRun("a", 0, 1), LayerRun("b", 2, 3)), given, scores, lambda *_: Seam(0.6, True)
     )
     spots = [Spot("a", 0), Spot("a", 1), Spot("b", 2), Spot("b", 3)]
     by_hand = sum(
@@ -223,8 +223,8 @@ def test_the_error_of_a_lead_counts_only_what_differs() -> None:
         return 0.3
 
     scores = Scores(dict.fromkeys(PARTS, errors), quality_error)
-    one = Placement((Run("a", 0, 1), Run("b", 2, 3)), {})
-    other = Placement((Run("a", 0, 0), Run("b", 1, 3)), {})
+    one = Placement((LayerRun("a", 0, 1), LayerRun("b", 2, 3)), {})
+    other = Placement((LayerRun("a", 0, 0), LayerRun("b", 1, 3)), {})
     # Slot 1 has another layer: a share of 0.2 for each of two layers and two parts.
     by_hand = math.sqrt(2 * 2 * (0.2 * 0.5) ** 2 + 0.3**2)
     assert lead_error(one, other, given, scores) == pytest.approx(by_hand)
@@ -233,14 +233,16 @@ def test_the_error_of_a_lead_counts_only_what_differs() -> None:
 
 def test_the_flipped_placement_exchanges_best_and_worst() -> None:
     given = rules({"good": 6, "bad": 6, "mid": 8}, 8)
-    placement = Placement((Run("bad", 0, 1), Run("mid", 2, 4), Run("good", 3, 5)), {})
+    placement = Placement(
+        (LayerRun("bad", 0, 1), LayerRun("mid", 2, 4), LayerRun("good", 3, 5)), {}
+    )
     found = flipped(placement, given, {"good": 3.0, "mid": 2.0, "bad": 1.0})
     assert found is not None
-    assert found.runs == (Run("good", 0, 1), Run("mid", 2, 4), Run("bad", 3, 5))
+    assert found.runs == (LayerRun("good", 0, 1), LayerRun("mid", 2, 4), LayerRun("bad", 3, 5))
     assert found.parts == {}
 
 
 def test_a_donor_that_is_too_shallow_for_it_is_not_flipped() -> None:
     given = rules({"good": 6, "bad": 2}, 6)
-    placement = Placement((Run("bad", 0, 1), Run("good", 2, 5)), {})
+    placement = Placement((LayerRun("bad", 0, 1), LayerRun("good", 2, 5)), {})
     assert flipped(placement, given, {"good": 2.0, "bad": 1.0}) is None

@@ -20,7 +20,7 @@ from hybridize.diagnostics.measure import diagnosis
 from hybridize.diagnostics.measure.budget import Rate
 from hybridize.diagnostics.recommendation.outcome import verdict
 from hybridize.diagnostics.recommendation.prior.candidates import worthless
-from hybridize.diagnostics.recommendation.prior.placement import Estimate, Placement, Run, Spot
+from hybridize.diagnostics.recommendation.prior.placement import Estimate, LayerRun, Placement, Spot
 from hybridize.diagnostics.recommendation.trial import assembling, recommending
 from hybridize.diagnostics.recommendation.trial.recommending import Candidate, Recommendation
 from hybridize.diagnostics.subject.target import Options, with_options
@@ -241,7 +241,7 @@ def outcome(**stretches: list[float]) -> Any:
             },
         }
         measured: Any = SimpleNamespace(fit=fit, alarms=(), boundary=None)
-        runs = (Run("a", 0, len(candidates)),)
+        runs = (LayerRun("a", 0, len(candidates)),)
         candidates.append(Candidate(label.strip("_"), Placement(runs, {}), measured))
     nothing: Any = None
     return Recommendation(

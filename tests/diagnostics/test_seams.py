@@ -12,7 +12,7 @@ from hybridize.diagnostics.recommendation.prior.placement import Spot
 from hybridize.diagnostics.recommendation.trial import seams
 from hybridize.diagnostics.recommendation.trial.seams import Apart
 from hybridize.diagnostics.subject.subjects import model_subject
-from hybridize.torch_model.windows import Domain, Windows
+from hybridize.torch_model.windows import DomainText, Windows
 from tests.assembler.readers import code, in_another_basis, prose, save, tokenizer
 from tests.diagnostics.donors import save_trained, trained
 
@@ -22,7 +22,7 @@ def compare(
 ) -> Apart:
     subjects = [model_subject(str(folder / name), offline=True) for name in names]
     texts = [text[i : i + 40] for text in (prose(), code()) for i in range(0, 8000, 40)]
-    windows = [Windows(Domain("text", 0, ""), tuple(texts[::2]), tuple(texts[1::2]), 24)]
+    windows = [Windows(DomainText("text", 0, ""), tuple(texts[::2]), tuple(texts[1::2]), 24)]
     return Apart(
         {s.name: s.open("cpu", streamed=False) for s in subjects},
         {s.name: s.reader() for s in subjects},

@@ -50,7 +50,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Run:
+class LayerRun:
     """Consecutive layers of one donor."""
 
     donor: str
@@ -117,7 +117,7 @@ class Rules:
 class Placement:
     """A stack of runs, from the embedding upwards, and what its score is made of."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[LayerRun, ...]
     parts: Mapping[str, float] = field(compare=False)
 
     @property
@@ -168,7 +168,7 @@ class _Path(NamedTuple):
     """The beginning of a stack."""
 
     score: float
-    runs: tuple[Run, ...]
+    runs: tuple[LayerRun, ...]
 
     @property
     def order(self) -> tuple[float, int, tuple[tuple[str, int, int], ...]]:
@@ -188,7 +188,7 @@ class _Search:
     def best(self, count: int, progress: Progress) -> list[Placement]:
         rules = self.rules
         starts = [Spot(d, 0) for d in rules.layers if Spot(d, 0) in rules.allowed]
-        paths = [_Path(self._gain(0, s), (Run(s.donor, 0, 0),)) for s in starts]
+        paths = [_Path(self._gain(0, s), (LayerRun(s.donor, 0, 0),)) for s in starts]
         for slot in range(1, rules.depth):
             paths = self._prune(q for path in paths for q in self._next(path, slot))
             progress(slot + 1, rules.depth)
@@ -200,7 +200,7 @@ class _Search:
         below, runs = path.runs[-1], path.runs
         up = Spot(below.donor, below.last + 1)
         if up in self.rules.allowed:
-            run = Run(below.donor, below.first, below.last + 1)
+            run = LayerRun(below.donor, below.first, below.last + 1)
             yield _Path(path.score + self._gain(slot, up), (*runs[:-1], run))
         if len(runs) > self.rules.max_changes or not self._long_enough(below):
             return
@@ -208,9 +208,9 @@ class _Search:
             seam = self.seams(Spot(below.donor, below.last), spot)
             if seam.r2 >= GATE or not seam.bridge:
                 score = path.score + self._gain(slot, spot) - self._cost(seam)
-                yield _Path(score, (*runs, Run(spot.donor, spot.layer, spot.layer)))
+                yield _Path(score, (*runs, LayerRun(spot.donor, spot.layer, spot.layer)))
 
-    def _changes(self, runs: Sequence[Run]) -> Iterator[Spot]:
+    def _changes(self, runs: Sequence[LayerRun]) -> Iterator[Spot]:
         """Layers of other donors that a new run may begin with."""
         rules, below = self.rules, runs[-1]
         here = (below.last + 1) / rules.layers[below.donor]
@@ -238,7 +238,7 @@ class _Search:
             for p in heapq.nsmallest(KEPT, some, key=lambda path: path.order)
         ]
 
-    def _long_enough(self, run: Run) -> bool:
+    def _long_enough(self, run: LayerRun) -> bool:
         return run.last - run.first + 1 >= self.rules.at_least
 
     def _is_whole(self, path: _Path) -> bool:
@@ -256,11 +256,11 @@ class _Search:
         weights = self.rules.weights
         return weights["bridge"] * seam.bridge + weights["fit"] * (1 - seam.r2)
 
-    def _placement(self, runs: tuple[Run, ...]) -> Placement:
+    def _placement(self, runs: tuple[LayerRun, ...]) -> Placement:
         return decompose(runs, self.rules, self.scores, self.seams)
 
 
-def decompose(runs: tuple[Run, ...], rules: Rules, scores: Scores, seams: Seams) -> Placement:
+def decompose(runs: tuple[LayerRun, ...], rules: Rules, scores: Scores, seams: Seams) -> Placement:
     """A placement with what each part adds to its score."""
     spots = [spot for run in runs for spot in run.spots]
     parts = {
@@ -314,5 +314,5 @@ def flipped(placement: Placement, rules: Rules, quality: Mapping[str, float]) ->
         first = max(0, min(first, depth - 1 - length))
         if length >= depth:
             return None
-        runs.append(Run(donor, first, first + length))
+        runs.append(LayerRun(donor, first, first + length))
     return Placement(tuple(runs), {})

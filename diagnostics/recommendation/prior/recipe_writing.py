@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from hybridize.diagnostics.recommendation.prior.placement import Run
+from hybridize.diagnostics.recommendation.prior.placement import LayerRun
 from hybridize.files.reading import expanded
 from hybridize.files.yaml_source import as_dict
 from hybridize.recipe.file import RecipeFile
@@ -22,7 +22,7 @@ COPIED = ("bridges", "target", "dtype", "shard_size")  # as the source recipe sa
 
 def recipe_yaml(
     recipe: RecipeFile,
-    runs: Sequence[Run],
+    runs: Sequence[LayerRun],
     *,
     folder: Path,
     head: Sequence[str] = (),

@@ -12,8 +12,8 @@ from typing import Any
 from hybridize.assembler import (
     HELD_OUT,
     TOKENS_PER_INPUT,
+    HybridWithDonors,
     Losses,
-    Models,
     Plan,
     fit_and_measure,
     hybrid_config,
@@ -29,7 +29,7 @@ from hybridize.diagnostics.subject.trace import Boundary, Curve, Flow, Trace
 from hybridize.machine.device import free_share
 from hybridize.text.calibration import gather
 from hybridize.torch_model.loading import Parts, Weights
-from hybridize.torch_model.windows import Domain, Reader, Windows, cut
+from hybridize.torch_model.windows import DomainText, Reader, Windows, cut
 
 GROWTH = 10.0  # times what the same layer does in its donor
 
@@ -91,7 +91,7 @@ class Workshop:
         self._windows: list[Windows] | None = None
         self._donors: dict[str, Losses] | None = None
 
-    def assemble(self, plan: Plan, progress: Progress) -> tuple[Models, dict[str, Any]]:
+    def assemble(self, plan: Plan, progress: Progress) -> tuple[HybridWithDonors, dict[str, Any]]:
         """The stack of a plan, its bridges fitted, and what was measured of them."""
         assert plan.calibration is not None
         readers = {
@@ -101,7 +101,9 @@ class Workshop:
         }
         reader = _reader(plan, self.weights.device)
         bridges = list(plan.bridges.values())
-        models = Models(self.weights, hybrid_config(plan), bridges, reader=reader, readers=readers)
+        models = HybridWithDonors(
+            self.weights, hybrid_config(plan), bridges, reader=reader, readers=readers
+        )
         _, fit = fit_and_measure(
             models,
             self._text(plan),
@@ -113,7 +115,7 @@ class Workshop:
         return models, fit
 
     def diagnose(
-        self, plan: Plan, models: Models, fit: dict[str, Any], progress: Progress
+        self, plan: Plan, models: HybridWithDonors, fit: dict[str, Any], progress: Progress
     ) -> Measured:
         """What an assembled stack is, see `assemble`."""
         reader = _reader(plan, self.weights.device)
@@ -189,7 +191,7 @@ def _windows(plan: Plan, tokens: int, device: str, *, offline: bool) -> list[Win
         gather(calibration, plan.recipe, file, tokens=tokens, offline=offline)
         return cut(
             file,
-            [Domain(d.name, share, d.place) for d, share in calibration.shares(tokens)],
+            [DomainText(d.name, share, d.place) for d, share in calibration.shares(tokens)],
             _reader(plan, device),
             length=calibration.length,
             held_out=HELD_OUT,

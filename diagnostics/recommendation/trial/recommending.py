@@ -23,9 +23,9 @@ from hybridize.diagnostics.recommendation.prior.placement import (
     FLIPPED,
     GATE,
     Estimate,
+    LayerRun,
     Placement,
     Rules,
-    Run,
     Scores,
     Spot,
     flipped,
@@ -155,7 +155,7 @@ def unrefuted(candidates: Sequence[Candidate]) -> Candidate | None:
     return next((c for c in sound if not any(c.beside(other).worse for other in sound)), None)
 
 
-def recommend(
+def find_placements(
     recipe: RecipeFile,
     *,
     device: str,
@@ -329,7 +329,7 @@ class _Check:
         return found
 
 
-def _plan(recipe: RecipeFile, runs: Sequence[Run], *, offline: bool) -> Plan:
+def _plan(recipe: RecipeFile, runs: Sequence[LayerRun], *, offline: bool) -> Plan:
     """The plan of a stack, on calibration text in any case: it is to be measured."""
     spec = recipe.recipe
     whole = (spec.calibration or CalibrationSpec()).model_copy(update={"measure": True})
