@@ -57,7 +57,7 @@ def test_the_documented_example_runs(tmp_path: Path) -> None:
     text = "\n\n".join(f"Text number {i} of this test, and some more words." for i in range(400))
     (tmp_path / "text.txt").write_text(text)
     stack = {"donors": {"a": {"model": "a"}, "b": {"model": "b"}}}
-    cpt = {"data": {"new": ["text.txt"]}, "tokens": 128, "length": 16, "batch": 2}
+    cpt = {"train": [{"shallow": 1}], "data": {"new": ["text.txt"]}, "tokens": 128, "length": 16}
     slots = [{"from": "a", "layers": "0-1"}, {"from": "b", "layers": "2-3"}]
     rest = {"slots": slots, "bridges": {"where": "none"}, "cpt": cpt}
     write_recipe(tmp_path / "x.yaml", {**stack, **rest})
