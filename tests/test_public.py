@@ -14,7 +14,8 @@ import pytest
 
 import hybridize
 from hybridize import assembler
-from tests.assembler.stacks import save_donor, write_recipe
+from tests.assembler.readers import save_reader, write_text
+from tests.assembler.stacks import write_recipe
 
 FACES = [hybridize, assembler]
 
@@ -50,12 +51,11 @@ def test_importing_costs_neither_torch_nor_pydantic() -> None:
 def test_the_documented_example_runs(tmp_path: Path) -> None:
     """As it stands in the package's docstring, on donors of this test."""
     for name in ("a", "b"):
-        save_donor(tmp_path / name, "llama")
+        save_reader(tmp_path / name)
     lines = re.findall(r"^    .*", hybridize.__doc__ or "", re.MULTILINE)
     assert len(lines) >= 4
     example = textwrap.dedent("\n".join(lines)).replace("recipes/demo/swap.yaml", "x.yaml")
-    text = "\n\n".join(f"Text number {i} of this test, and some more words." for i in range(400))
-    (tmp_path / "text.txt").write_text(text)
+    write_text(tmp_path)
     stack = {"donors": {"a": {"model": "a"}, "b": {"model": "b"}}}
     cpt = {"train": [{"shallow": 1}], "data": {"new": ["text.txt"]}, "tokens": 128, "length": 16}
     slots = [{"from": "a", "layers": "0-1"}, {"from": "b", "layers": "2-3"}]
