@@ -12,14 +12,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hybridize.architectures.residual import SCALES_STREAM, is_output
-from hybridize.assembler.bridges.linear import closest, initial, parameters, shapes
+from hybridize.assembler.bridges.linear import closest, initial, options, parameters, shapes
 
 if TYPE_CHECKING:
     from hybridize.model.anatomy import Layer
 
-__all__ = ["closest", "initial", "obstacle", "parameters", "shapes"]
+__all__ = ["closest", "initial", "obstacle", "options", "parameters", "shapes"]
 
 NEEDS_EQUAL_WIDTHS = False
+AROUND_MODULES = False
 LAYER = True
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hybridize.assembler.bridges.linear import options
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hybridize.assembler.plan.stack import Bridge
     from hybridize.torch_model.regression import Affine
 
+__all__ = ["closest", "initial", "options", "parameters", "shapes"]
+
 NEEDS_EQUAL_WIDTHS = True
+AROUND_MODULES = False
 LAYER = False
 
 

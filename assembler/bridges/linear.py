@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hybridize.torch_model.regression import Affine
 
 NEEDS_EQUAL_WIDTHS = False
+AROUND_MODULES = True
 LAYER = False
 
 
@@ -24,6 +25,17 @@ def shapes(bridge: Bridge) -> dict[str, tuple[int, ...]]:
     if bridge.bias:
         found["proj.bias"] = (bridge.width_out,)
     return found
+
+
+def options(bridge: Bridge) -> dict[str, Any]:
+    """Widths, and whether there are a norm and a bias."""
+    return {
+        "kind": bridge.kind,
+        "in": bridge.width_in,
+        "out": bridge.width_out,
+        "norm": bridge.norm,
+        "bias": bridge.bias,
+    }
 
 
 def initial(bridge: Bridge) -> dict[str, Tensor]:

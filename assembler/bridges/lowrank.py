@@ -6,7 +6,7 @@ basis. Between different widths y = U V x + b: whatever passes, passes through `
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hybridize.assembler.bridges import linear
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hybridize.torch_model.regression import Affine
 
 NEEDS_EQUAL_WIDTHS = False
+AROUND_MODULES = True
 LAYER = False
 
 
@@ -31,6 +32,11 @@ def shapes(bridge: Bridge) -> dict[str, tuple[int, ...]]:
     if bridge.bias:
         found["up.bias"] = (bridge.width_out,)
     return found
+
+
+def options(bridge: Bridge) -> dict[str, Any]:
+    """As of `linear`, and the rank."""
+    return linear.options(bridge) | {"rank": bridge.rank}
 
 
 def initial(bridge: Bridge) -> dict[str, Tensor]:

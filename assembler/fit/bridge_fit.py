@@ -23,10 +23,10 @@ from hybridize.assembler.fit.hybrid_with_donors import (
     held_out_loss,
     whole,
 )
+from hybridize.assembler.plan.bridge_kind import bridge_kind
 from hybridize.assembler.plan.stack import ENTER, LEAVE, Bridge
 from hybridize.errors import HybridizeError
 from hybridize.model.states import State
-from hybridize.plugins import load_plugin
 from hybridize.torch_model.regression import LAMBDAS, Affine, Sums, one_thread, procrustes, ridge
 from hybridize.torch_model.windows import Windows, align, batches
 
@@ -274,7 +274,7 @@ def _other_side(leave: Bridge) -> str:
 
 def _parameters(bridge: Bridge, affine: Affine) -> Parameters:
     with one_thread():
-        found: Parameters = load_plugin("bridges", bridge.kind).parameters(bridge, affine)
+        found: Parameters = bridge_kind(bridge.kind).parameters(bridge, affine)
     return found
 
 
@@ -336,7 +336,7 @@ def _solve(
 def closest(bridge: Bridge, affine: Affine, seen: Sums) -> Affine:
     """The map of a bridge's kind that comes closest to another over the tokens that were seen."""
     moment, _ = seen.covariances(bias=bridge.bias)
-    found = load_plugin("bridges", bridge.kind).closest(bridge, affine, moment)
+    found = bridge_kind(bridge.kind).closest(bridge, affine, moment)
     # A map of lower rank carries the mean elsewhere, and wants a bias of its own.
     return seen.affine(found.weight, bias=bridge.bias)
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybridize.assembler.plan.bridge_kind import bridge_kind
 from hybridize.assembler.plan.outputs import tensor_prefix
 from hybridize.assembler.plan.stack import Bridge
 from hybridize.model.states import State
-from hybridize.plugins import load_plugin
 from hybridize.runtime import HybridForCausalLM
 from hybridize.torch_model.loading import Weights
 from hybridize.torch_model.regression import one_thread
@@ -101,7 +101,7 @@ class HybridWithDonors:
 def initial(bridge: Bridge) -> Parameters:
     """Parameters that no text has a part in, the same under any number of threads."""
     with one_thread():
-        found: Parameters = load_plugin("bridges", bridge.kind).initial(bridge)
+        found: Parameters = bridge_kind(bridge.kind).initial(bridge)
     return found
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from hybridize.assembler.plan.bridge_kind import bridge_kind
 from hybridize.assembler.plan.stack import ENTER, HEAD, LEAVE, Bridge, Slot, Swap
 from hybridize.errors import Finding
 from hybridize.model.donors import Donor
 from hybridize.model.states import State
-from hybridize.plugins import load_plugin
 from hybridize.recipe.file import RecipeFile
 from hybridize.recipe.sections.bridges import BridgeSpec, BridgesSpec
 
@@ -87,7 +87,7 @@ class _Bridges:
                     place,
                 )
             return
-        layered = bool(load_plugin("bridges", spec.kind).LAYER)
+        layered = bridge_kind(spec.kind).LAYER
         # A bridging layer takes a slot of its own, and the slots above it move up by one.
         key = HEAD if where == HEAD and not layered else str(len(self.stack))
         self._add(spec, key, reads, writes, place)
@@ -102,8 +102,8 @@ class _Bridges:
         ):
             return
         # A whole layer, or nothing at all, makes no sense inside of a layer.
-        plain = self.spec.kind in ("linear", "lowrank")
-        spec = self.spec if plain else self.spec.model_copy(update={"kind": "linear"})
+        fits = bridge_kind(self.spec.kind).AROUND_MODULES
+        spec = self.spec if fits else self.spec.model_copy(update={"kind": BridgeSpec().kind})
 
         def states(side: Literal["in", "out"]) -> tuple[tuple[str, State], tuple[str, State]]:
             host = slot.donor, State(slot.layer, swap.path, side)
@@ -123,7 +123,7 @@ class _Bridges:
         place: str,
     ) -> None:
         width_in, width_out = self._width(reads[0]), self._width(writes[0])
-        kind = load_plugin("bridges", spec.kind)
+        kind = bridge_kind(spec.kind)
         if width_in != width_out and kind.NEEDS_EQUAL_WIDTHS:
             self._wrong(
                 f"a bridge of kind '{spec.kind}' cannot lead from width {width_in} "
@@ -156,7 +156,7 @@ class _Bridges:
     def _check_layer(self, ahead: Slot, kind: str, place: str) -> None:
         donor = self.donors[ahead.donor]
         layer = donor.anatomy.layers[ahead.layer]
-        if reason := load_plugin("bridges", kind).obstacle(layer, donor.model_type):
+        if reason := bridge_kind(kind).obstacle(layer, donor.model_type):
             self._wrong(
                 f"layer {ahead.layer} of donor '{ahead.donor}' cannot be a bridging layer: "
                 f"{reason}",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hybridize.assembler.plan.planning import Plan
-from hybridize.assembler.plan.stack import ENTER, LEAVE, Bridge, Swap
+from hybridize.assembler.plan.stack import ENTER, LEAVE, Swap
 from hybridize.files.ranges import Range
 from hybridize.model.checkpoint import BITS, TORCH_NAMES, TensorHeader
 from hybridize.model.donors import tensors_of
@@ -74,7 +74,7 @@ def hybrid_config(plan: Plan) -> dict[str, Any]:
             entry["swap"] = {swap.path: _swap(plan, i, swap) for swap in slot.swaps}
         slots.append(entry)
     bridges = {
-        where: _options(bridge) for where, bridge in plan.bridges.items() if "." not in where
+        where: bridge.options() for where, bridge in plan.bridges.items() if "." not in where
     }
     return {
         "model_type": "hybridize",
@@ -94,21 +94,9 @@ def hybrid_config(plan: Plan) -> dict[str, Any]:
 def _swap(plan: Plan, index: int, swap: Swap) -> dict[str, Any]:
     entry: dict[str, Any] = {"donor": swap.donor, "layer": swap.layer, "module": swap.module}
     sides = {side: plan.bridges.get(f"{index}.{swap.path}.{side}") for side in (ENTER, LEAVE)}
-    if bridges := {side: _options(bridge) for side, bridge in sides.items() if bridge}:
+    if bridges := {side: bridge.options() for side, bridge in sides.items() if bridge}:
         entry["bridges"] = bridges
     return entry
-
-
-def _options(bridge: Bridge) -> dict[str, Any]:
-    """A bridge as the runtime makes it."""
-    options = {
-        "kind": bridge.kind,
-        "in": bridge.width_in,
-        "out": bridge.width_out,
-        "norm": bridge.norm,
-        "bias": bridge.bias,
-    }
-    return options | ({"rank": bridge.rank} if bridge.kind == "lowrank" else {})
 
 
 def donor_shapes(plan: Plan) -> dict[str, dict[str, tuple[str, tuple[int, ...]]]]:

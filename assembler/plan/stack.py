@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hybridize.assembler.plan.bridge_kind import bridge_kind
 from hybridize.errors import Finding
 from hybridize.model.donors import Donor
 from hybridize.model.states import State
-from hybridize.plugins import load_plugin
 from hybridize.recipe.file import RecipeFile
 from hybridize.recipe.sections.slots import ModuleSpec, SlotSpec
 
@@ -46,8 +46,11 @@ class Bridge:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Parameters by name."""
-        found: dict[str, tuple[int, ...]] = load_plugin("bridges", self.kind).shapes(self)
-        return found
+        return dict(bridge_kind(self.kind).shapes(self))
+
+    def options(self) -> dict[str, Any]:
+        """As the runtime makes it."""
+        return bridge_kind(self.kind).options(self)
 
     @property
     def num_parameters(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +12,14 @@ import torch
 from torch import Tensor
 
 from hybridize.assembler.fit.bridge_fit import closest
+from hybridize.assembler.plan.bridge_kind import BridgeKind, bridge_kind
 from hybridize.assembler.plan.stack import Bridge
 from hybridize.errors import HybridizeError
 from hybridize.model.states import State
-from hybridize.plugins import load_plugin, plugin_names
+from hybridize.plugins import plugin_names
 from hybridize.runtime import modeling_hybridize as runtime
 from hybridize.torch_model.regression import Affine, Sums, ridge
+from tests.support.arrows import ROOT, modules
 
 KINDS = plugin_names("bridges")
 WIDTHS = [(4, 4), (4, 6), (6, 4)]
@@ -23,7 +27,7 @@ CASES = [
     (kind, widths)
     for kind in KINDS
     for widths in WIDTHS
-    if widths[0] == widths[1] or not load_plugin("bridges", kind).NEEDS_EQUAL_WIDTHS
+    if widths[0] == widths[1] or not bridge_kind(kind).NEEDS_EQUAL_WIDTHS
 ]
 
 
@@ -38,16 +42,7 @@ def bridge(kind: str, widths: tuple[int, int] = (4, 4), **fields: Any) -> Bridge
 
 def module_of(planned: Bridge) -> Any:
     """The runtime's module, as a hybrid's config has it made."""
-    return runtime.BRIDGES[planned.kind](
-        {
-            "kind": planned.kind,
-            "in": planned.width_in,
-            "out": planned.width_out,
-            "norm": planned.norm,
-            "bias": planned.bias,
-            "rank": planned.rank,
-        }
-    )
+    return runtime.BRIDGES[planned.kind](planned.options())
 
 
 def loaded(planned: Bridge, values: dict[str, Tensor]) -> Any:
@@ -80,7 +75,31 @@ def test_the_folder_is_the_list() -> None:
     assert KINDS == ["block", "identity", "linear", "lowrank"]
     assert set(runtime.BRIDGES) == set(KINDS)
     with pytest.raises(HybridizeError, match="did you mean 'linear'"):
-        load_plugin("bridges", "linaer")
+        bridge_kind("linaer")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_fits_the_protocol(kind: str) -> None:
+    """Members and names of arguments: whoever writes a kind reads `BridgeKind` alone."""
+    module = bridge_kind(kind)
+    assert all(isinstance(getattr(module, flag), bool) for flag in BridgeKind.__annotations__)
+    for name, method in inspect.getmembers(BridgeKind, inspect.isfunction):
+        if name.startswith("_") or (name == "obstacle" and not module.LAYER):
+            continue
+        expected = list(inspect.signature(method).parameters)[1:]
+        assert list(inspect.signature(getattr(module, name)).parameters) == expected
+
+
+@pytest.mark.parametrize("kind", ["lowrank", "block"])
+def test_no_other_module_names_a_kind(kind: str) -> None:
+    """`linear` and `identity` name other things, too: a perturbation, a way to begin."""
+    named = {
+        str(module)
+        for module in modules()
+        for node in ast.walk(ast.parse((ROOT / module).read_text()))
+        if isinstance(node, ast.Constant) and node.value == kind
+    }
+    assert named == {"hybridize/runtime/modeling_hybridize.py"}
 
 
 @pytest.mark.parametrize(("kind", "widths"), CASES)
@@ -91,7 +110,7 @@ def test_parameters_are_those_of_the_runtimes_module(
     kind: str, widths: tuple[int, int], norm: bool, bias: bool, init: str
 ) -> None:
     planned = bridge(kind, widths, norm=norm, bias=bias, init=init)
-    initial = load_plugin("bridges", kind).initial(planned)
+    initial = bridge_kind(kind).initial(planned)
     module = loaded(planned, initial)
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     assert shapes == planned.shapes()
@@ -104,7 +123,7 @@ def test_parameters_are_those_of_the_runtimes_module(
 
 @pytest.mark.parametrize(("kind", "widths"), CASES)
 def test_initial_values_depend_on_seed_and_place_alone(kind: str, widths: tuple[int, int]) -> None:
-    make = load_plugin("bridges", kind).initial
+    make = bridge_kind(kind).initial
     torch.manual_seed(5)
     one = make(bridge(kind, widths))
     torch.manual_seed(6)
@@ -120,7 +139,7 @@ def test_initial_values_depend_on_seed_and_place_alone(kind: str, widths: tuple[
 @pytest.mark.parametrize("bias", [False, True])
 def test_identity_at_equal_widths_changes_nothing(kind: str, bias: bool) -> None:
     planned = bridge(kind, init="identity", norm=False, bias=bias)
-    module = loaded(planned, load_plugin("bridges", kind).initial(planned))
+    module = loaded(planned, bridge_kind(kind).initial(planned))
     x = torch.randn(2, 3, 4)
     assert torch.equal(module(x), x)
 
@@ -128,7 +147,7 @@ def test_identity_at_equal_widths_changes_nothing(kind: str, bias: bool) -> None
 def test_low_rank_begins_as_the_identity_at_equal_widths() -> None:
     """Random or not: what it adds to the stream is zero, and yet every matrix gets a gradient."""
     planned = bridge("lowrank", norm=False)
-    module = loaded(planned, load_plugin("bridges", "lowrank").initial(planned))
+    module = loaded(planned, bridge_kind("lowrank").initial(planned))
     x = torch.randn(2, 3, 4)
     assert torch.equal(module(x), x)
     module(x).square().sum().backward()
@@ -142,7 +161,7 @@ def test_between_widths_identity_keeps_the_first_dimensions(
     kind: str, widths: tuple[int, int]
 ) -> None:
     planned = bridge(kind, widths, init="identity", norm=False)
-    module = loaded(planned, load_plugin("bridges", kind).initial(planned))
+    module = loaded(planned, bridge_kind(kind).initial(planned))
     x = torch.randn(2, 3, widths[0])
     assert torch.equal(module(x)[..., :4], x[..., :4])
     assert not module(x)[..., 4:].any()
@@ -153,7 +172,7 @@ def test_a_norm_stands_before_the_map(kind: str, widths: tuple[int, int]) -> Non
     planned = bridge(kind, widths)
     plain = bridge(kind, widths, norm=False)
     affine, moment = fitted(plain)
-    plugin = load_plugin("bridges", kind)
+    plugin = bridge_kind(kind)
     nearest = plugin.closest(plain, affine, moment)
     x = torch.randn(5, widths[0])
     normed = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() if plain.shapes() else x
@@ -168,7 +187,7 @@ def test_the_module_computes_the_map_that_was_fitted(
 ) -> None:
     """What held-out text judges is what the model will do."""
     planned = bridge(kind, widths, norm=False, bias=bias)
-    plugin = load_plugin("bridges", kind)
+    plugin = bridge_kind(kind)
     affine, moment = fitted(planned)
     nearest = plugin.closest(planned, affine, moment)
     x, _ = states(widths)
@@ -179,7 +198,7 @@ def test_the_module_computes_the_map_that_was_fitted(
 @pytest.mark.parametrize(("kind", "widths"), CASES)
 def test_the_closest_of_the_closest_is_itself(kind: str, widths: tuple[int, int]) -> None:
     planned = bridge(kind, widths)
-    plugin = load_plugin("bridges", kind)
+    plugin = bridge_kind(kind)
     affine, moment = fitted(planned)
     once = plugin.closest(planned, affine, moment)
     twice = plugin.closest(planned, once, moment)
@@ -192,13 +211,13 @@ def test_the_closest_of_the_closest_is_itself(kind: str, widths: tuple[int, int]
 def test_a_linear_bridge_is_whatever_map_was_fitted(kind: str, widths: tuple[int, int]) -> None:
     planned = bridge(kind, widths)
     affine, moment = fitted(planned)
-    assert load_plugin("bridges", kind).closest(planned, affine, moment) is affine
+    assert bridge_kind(kind).closest(planned, affine, moment) is affine
 
 
 @pytest.mark.parametrize("widths", WIDTHS)
 def test_a_block_bridge_maps_as_a_linear_one(widths: tuple[int, int]) -> None:
     """The layer that it brings stands in a slot of its own."""
-    block, linear = (load_plugin("bridges", kind) for kind in ("block", "linear"))
+    block, linear = (bridge_kind(kind) for kind in ("block", "linear"))
     assert (block.LAYER, linear.LAYER) == (True, False)
     one = block.initial(bridge("block", widths))
     other = linear.initial(bridge("linear", widths))
@@ -231,12 +250,12 @@ def test_low_rank_is_the_best_of_its_rank(widths: tuple[int, int], bias: bool, r
     torch.testing.assert_close(found(x), best, rtol=1e-7, atol=1e-7)
     change = found.weight - (torch.eye(widths[0]) if widths[0] == widths[1] else 0)
     assert torch.linalg.matrix_rank(change, rtol=1e-9) == rank
-    module = loaded(planned, load_plugin("bridges", "lowrank").parameters(planned, found))
+    module = loaded(planned, bridge_kind("lowrank").parameters(planned, found))
     torch.testing.assert_close(module(x.float()), best.float(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_lowrank_bridge_that_is_the_identity_can_still_learn() -> None:
-    kind = load_plugin("bridges", "lowrank")
+    kind = bridge_kind("lowrank")
     planned = replace(bridge("lowrank"), width_in=6, width_out=6)
     eye = Affine(torch.eye(6, dtype=torch.float64), torch.zeros(6, dtype=torch.float64))
     values = kind.parameters(planned, eye)
