@@ -47,20 +47,20 @@ def train(
     offline: bool = False,
 ) -> Trained | None:
     """Train; see the command's help. Of several processes the main one alone gets the result."""
-    from hybridize.cpt.backends import engine as engines
+    from hybridize.cpt.backends import engines, processes
     from hybridize.cpt.data.text import check_text
     from hybridize.cpt.train.arguments import check_loggers
     from hybridize.cpt.train.training import RunOptions, run_training
     from hybridize.machine.device import use_device
     from hybridize.machine.lifeline import end_with_parent
 
-    if engines.processes() > 1:
+    if processes.processes() > 1:
         end_with_parent(os.getppid())  # a launcher that is killed leaves none behind
     target = find_target(Path(named), built=built, out=out, text=text, old=old, tokens=tokens)
     check_text(target.recipe)
     check_loggers(log_to)
     chosen = engines.asked_engine(engine)
-    plan = plan_training(target.recipe, target.folder, processes=engines.processes())
+    plan = plan_training(target.recipe, target.folder, processes=processes.processes())
     plan.check_engine(chosen)
     options = RunOptions(
         device=use_device(device),
@@ -72,7 +72,7 @@ def train(
         offline=offline,
     )
     trained = run_training(plan, target.out, options)
-    return trained if engines.is_main() else None
+    return trained if processes.is_main() else None
 
 
 @dataclass(frozen=True)

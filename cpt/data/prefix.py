@@ -16,7 +16,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybridize.cpt.backends import engine
+from hybridize.cpt.backends import processes
 from hybridize.files.staging import check_disk
 
 Below = Callable[[NDArray[np.int64]], Tensor]  # rows (n, 2) -> (n, tokens, width)
@@ -60,14 +60,14 @@ class Prefix:
         blocks = -(-len(self.rows) // size)
         marks = self._open(width, blocks)
         assert self._bytes is not None
-        for block in range(engine.rank(), blocks, engine.processes()):
+        for block in range(processes.rank(), blocks, processes.processes()):
             part = slice(block * size, (block + 1) * size)
             if not marks[block].any() or not _is(self._bytes[part], marks[block]):
                 states = below(self.rows[part]).cpu().contiguous()
                 self._bytes[part] = states.view(len(states), -1).view(torch.uint8).numpy()
                 marks[block] = _mark(self._bytes[part])
             tell(min(len(self.rows), part.stop), len(self.rows))
-        engine.barrier()
+        processes.barrier()
 
     def _open(self, width: int, blocks: int) -> np.memmap[tuple[int, int], np.dtype[np.uint8]]:
         sizes = ((self.file, (len(self.rows), width)), (self._marks, (blocks, MARK)))
@@ -81,7 +81,7 @@ class Prefix:
                     # Room that is only promised would end a full disk's writer by SIGBUS.
                     os.posix_fallocate(growing.fileno(), 0, shape[0] * shape[1])
 
-        engine.by_main(make_room)
+        processes.by_main(make_room)
         self._bytes, marks = (np.memmap(f, np.uint8, "r+", shape=shape) for f, shape in sizes)
         return marks
 

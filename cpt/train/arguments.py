@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 
-from hybridize.cpt.backends import engine
+from hybridize.cpt.backends import engines, patches, processes
 from hybridize.cpt.plan.planning import CptPlan
 from hybridize.cpt.plan.stages import Stage
 from hybridize.errors import HybridizeError
@@ -61,15 +61,15 @@ def training_arguments(
         run_name=f"{plan.recipe.name} stage {index}",
         disable_tqdm=True,
         remove_unused_columns=False,
-        use_cpu=engine.uses_cpu(options.engine, options.device),
+        use_cpu=engines.uses_cpu(options.engine, options.device),
         dataloader_pin_memory=options.device != "cpu",
         ddp_find_unused_parameters=False,
         seed=spec.seed + index,
         data_seed=spec.seed + index,
     )
-    if options.engine == engine.DEEPSPEED and found.device.type == "cpu":
-        engine.deepspeed_on_cpu()
-    if engine.processes() == 1 and found.device.type == "cuda":
+    if options.engine == engines.DEEPSPEED and found.device.type == "cpu":
+        patches.deepspeed_on_cpu()
+    if processes.processes() == 1 and found.device.type == "cuda":
         found._n_gpu = 1  # else Trainer spreads the rows over every GPU that it sees
     return found
 

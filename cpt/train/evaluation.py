@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from hybridize.cpt.backends import engine
+from hybridize.cpt.backends import processes
 from hybridize.cpt.data.blocks import IGNORED, Blocks
 from hybridize.cpt.data.rows import rows_of, trimmed
 from hybridize.cpt.data.text import OLD, Source
@@ -57,8 +57,8 @@ def _loss(model: nn.Module, blocks: Blocks, *, packed: bool, micro_batch: int, m
     starts = list(range(0, rows, micro_batch))
     device = next(model.parameters()).device
     tally = torch.zeros(2, dtype=torch.float64)
-    for turn in range(-(-len(starts) // engine.processes())):
-        number = turn * engine.processes() + engine.rank()
+    for turn in range(-(-len(starts) // processes.processes())):
+        number = turn * processes.processes() + processes.rank()
         start = starts[min(number, len(starts) - 1)]
         batch = trimmed(
             rows_of(blocks, range(start, min(start + micro_batch, rows)), packed=packed)
@@ -67,7 +67,7 @@ def _loss(model: nn.Module, blocks: Blocks, *, packed: bool, micro_batch: int, m
         if number < len(starts):
             tokens = (batch["labels"][:, 1:] != IGNORED).sum()
             tally += torch.stack([out["nats"].sum().cpu(), tokens.double()])
-    nats, tokens = engine.summed(tally.to(device)).cpu()
+    nats, tokens = processes.summed(tally.to(device)).cpu()
     return float(nats / tokens)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from hybridize.console import say
-from hybridize.cpt.backends import engine as engines
+from hybridize.cpt.backends import engines, processes
 from hybridize.errors import CheckFailed
 from hybridize.recipe.sections.cpt import GuardsSpec
 
@@ -84,7 +84,7 @@ class Guards:
             if name not in self._warned:
                 self._warned.add(name)
                 self.warnings.append(text)
-                if engines.is_main():
+                if processes.is_main():
                     say(f"warning: {text}")
 
     def _stop(self, found: str, step: int, way_on: str | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from hybridize.console import say
-from hybridize.cpt.backends import engine
+from hybridize.cpt.backends import engines, processes
 from hybridize.cpt.data.blocks import mixture
 from hybridize.cpt.data.prefix import Prefix
 from hybridize.cpt.data.rows import Order, Rows, batch_of
@@ -168,13 +169,13 @@ class _Stage:
     ) -> None:
         self.shared, self.index, self.stage = run, index, stage
         self.folder = run.folder(index)
-        if engine.is_main():
+        if processes.is_main():
             self.folder.mkdir(exist_ok=True)
-        engine.barrier()
+        processes.barrier()
         options, spec = run.options, run.plan.spec
         # Sharded models are put onto their devices part by part.
         self.tuned = open_model(
-            run.plan.stack.folder, "cpu" if options.engine == engine.FSDP else options.device
+            run.plan.stack.folder, "cpu" if options.engine == engines.FSDP else options.device
         )
         self.model: Any = self.tuned.model
         let_learn(self.tuned, stage.policy)
@@ -195,10 +196,10 @@ class _Stage:
         self.trainer = self._trainer()
 
     def run(self) -> StageResult:
-        checkpoint = engine.by_main(
+        checkpoint = processes.by_main(
             lambda: checkpoints.newest_whole(self.folder, self.shared.identity)
         )
-        if self.shared.options.resume and engine.is_main():
+        if self.shared.options.resume and processes.is_main():
             where = f"from {checkpoint.name}" if checkpoint else "from its beginning"
             say(f"stage {self.index} goes on {where}")
         self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -225,9 +226,7 @@ class _Stage:
             sources=[label(source) for source in run.sources],
             roles=self.tuned.names.roles(self.stage.policy),
             rates={str(role): rate.value for role, rate in self.stage.rates.items()},
-            guards=self.guards,
-            begin=self._begin,
-            evaluate=self._evaluate,
+            events=self,
             evaluate_every=run.plan.evaluate_every,
             engine=run.options.engine,
             save=SaveClock(spec.save_every),
@@ -248,8 +247,11 @@ class _Stage:
         run, wanted = self.shared, self.shared.plan.spec.cache_prefix
         order = run.part(self.index)
         if wanted == "auto":
-            wanted = self.stage.bridges_alone and run.options.engine in (engine.SINGLE, engine.DDP)
-            wanted = wanted and engine.one_machine()
+            wanted = self.stage.bridges_alone and run.options.engine in (
+                engines.SINGLE,
+                engines.DDP,
+            )
+            wanted = wanted and processes.one_machine()
             wanted = (
                 wanted and self.forward.start > 0 and len(order) > len(np.unique(order, axis=0))
             )
@@ -264,32 +266,28 @@ class _Stage:
             given = {n: value.to(device) for n, value in batch.items() if n != "labels"}
             return self.forward.below(**given)
 
-        with engine.progress("running the frozen prefix", "rows") as tell:
+        with processes.progress("running the frozen prefix", "rows") as tell:
             prefix.fill(below, run.plan.micro_batch_size, tell)
         return prefix
 
     # ---- While it runs -------------------------------------------------------------------------
 
-    def _begin(self, model: nn.Module, in_use: engine.InUse, step: int) -> None:
-        """Before the first step: losses are measured once, whatever is broken off.
-
-        Args:
-            step: that the training goes on behind.
-        """
+    def begin(self, model: nn.Module, in_use: engines.InUse, step: int) -> None:
+        """Losses are measured once before the first step, whatever is broken off."""
         run = self.shared
-        if engine.is_main() and (self.index == 0 or run.options.resume):
+        if processes.is_main() and (self.index == 0 or run.options.resume):
             say(f"engine: {in_use}")
-        if engine.is_main():
+        if processes.is_main():
             for line in rate_lines(self.stage.rates):
                 say(line)
         file = run.work / START
-        if not engine.agreed(file.is_file()):
+        if not processes.agreed(file.is_file()):
             whole = self._losses(model)
             between = self._losses(model, most=run.plan.between_tokens)
-            if engine.is_main():
+            if processes.is_main():
                 publish(file, json.dumps({"whole": whole, "between": between}, indent=1))
-            engine.barrier()
-        self.guards.recall(engine.by_main(lambda: self.metrics.losses(step)))
+            processes.barrier()
+        self.guards.recall(processes.by_main(lambda: self.metrics.losses(step)))
         if step and step % run.plan.evaluate_every == 0 and step < self.stage.steps:
             # A training that was stopped here for what it forgot is so again.
             found = self._losses(model, most=run.plan.between_tokens)
@@ -301,7 +299,10 @@ class _Stage:
         micro_batch = run.plan.micro_batch_size
         return losses(model, run.sources, packed=run.packed, micro_batch=micro_batch, most=most)
 
-    def _evaluate(self, model: nn.Module, step: int) -> None:
+    def before_update(self, losses: Mapping[str, float], norm: Any, step: int) -> None:
+        self.guards.check_step(losses["loss"], norm, step)
+
+    def evaluate(self, model: nn.Module, step: int) -> None:
         found = self._losses(model, most=self.shared.plan.between_tokens)
         self._look(found, self.shared.before().between, step)
 
@@ -320,14 +321,14 @@ class _Stage:
         state = trained_state(self.model)
         averaged, of_last = self._average(state)
         if not averaged:
-            engine.by_main(lambda: self._keep(state))
+            processes.by_main(lambda: self._keep(state))
         round_as_stored(self.tuned)
         found = self._losses(self.model)
         self._look(found, self.shared.before().whole, self.stage.steps)
         assert self.trainer.in_use is not None
         result = StageResult(
             file=self.folder / DONE,
-            blake3=engine.by_main(lambda: content_hash(self.folder / DONE)),
+            blake3=processes.by_main(lambda: content_hash(self.folder / DONE)),
             losses=found,
             frozen=len(self.frozen),
             engine=str(self.trainer.in_use),
@@ -335,7 +336,7 @@ class _Stage:
             losses_of_last=of_last,
             warnings=self.guards.warnings,
         )
-        engine.by_main(lambda: self._publish(result))
+        processes.by_main(lambda: self._publish(result))
         return result
 
     def _average(self, state: State) -> tuple[list[int], Losses | None]:
@@ -357,7 +358,7 @@ class _Stage:
         round_as_stored(self.tuned)
         of_last = self._losses(self.model)
         files = [folder / checkpoints.TRAINED for folder in chosen]
-        engine.by_main(lambda: self._keep(checkpoints.mean(files, state)))
+        processes.by_main(lambda: self._keep(checkpoints.mean(files, state)))
         put(self.model, load_file(self.folder / DONE))
         return sorted([last, *map(checkpoints.step_of, chosen)]), of_last
 

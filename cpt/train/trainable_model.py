@@ -15,7 +15,7 @@ from blake3 import blake3
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from hybridize.cpt.backends import engine
+from hybridize.cpt.backends import processes
 from hybridize.cpt.plan.policy import Policy
 from hybridize.cpt.state.tensors import State, like, whole
 from hybridize.errors import CheckFailed, HybridizeError
@@ -189,7 +189,7 @@ def trained_state(model: nn.Module) -> State:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             value = whole(parameter)
-            if engine.is_main():
+            if processes.is_main():
                 found[name] = value.clone()
     return found
 
@@ -209,7 +209,7 @@ def frozen_hashes(model: nn.Module) -> dict[str, str]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             value = whole(parameter)
-            found[name] = tensor_hash(value) if engine.is_main() else ""
+            found[name] = tensor_hash(value) if processes.is_main() else ""
     return found
 
 
@@ -223,7 +223,7 @@ def check_frozen(model: nn.Module, before: Mapping[str, str], place: str) -> Non
         CheckFailed: something has.
     """
     now = frozen_hashes(model)
-    changed = engine.agreed([name for name, value in before.items() if now.get(name) != value])
+    changed = processes.agreed([name for name, value in before.items() if now.get(name) != value])
     if changed:
         raise CheckFailed(
             f"{len(changed)} frozen tensors have changed, {changed[0]} among them",

@@ -1,7 +1,7 @@
-"""transformers' Trainer, for rows of several sources of which some parameters learn (torch side).
+"""transformers' Trainer behind the steps and events of `step`, and the checkpoints of `state`.
 
-What it does differently: its loss is summed over all processes and told by source; a step that goes
-wrong is not taken; its checkpoints are those of `checkpoints`; the engine is seen to be in use.
+This is the one module that knows Trainer's inside. `CHECKED` notes what its private methods were
+when what overrides them was written; a test tells when a new version changes one.
 """
 
 from __future__ import annotations
@@ -21,17 +21,33 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from hybridize.cpt.backends import engine
-from hybridize.cpt.data.blocks import IGNORED
+from hybridize.cpt.backends import engines, patches, processes
 from hybridize.cpt.data.rows import Rows, collate
 from hybridize.cpt.plan.saving import SaveClock
 from hybridize.cpt.state import checkpoints
 from hybridize.cpt.state.identity import Identity
-from hybridize.cpt.train.guards import Guards
+from hybridize.cpt.train.step import Events, Step
 from hybridize.cpt.train.trainable_model import put, trained_state
 from hybridize.errors import HybridizeError
 
 OPTIMIZER_OF_DEEPSPEED = "deepspeed"
+
+# What is overridden, and the start of the SHA-256 of its source in transformers 5.23.0.
+CHECKED = {
+    "_build_accelerator_args": "5288559459f11a4a",
+    "_get_grad_norm": "913ba6f52f074d10",
+    "_get_train_sampler": "1580d7493244e637",
+    "_load_from_checkpoint": "a2804e8d93a297e3",
+    "_load_optimizer_and_scheduler": "741032f57d6fb802",
+    "_maybe_log_save_evaluate": "af101534f0f7b2d7",
+    "_prepare_for_training": "f55950593d7e10c0",
+    "_save_checkpoint": "a9111e30faa99339",
+    "compute_loss": "160dea726d2f28bd",
+    "create_accelerator_and_postprocess": "d649720bec7e782a",
+    "create_optimizer": "c798977d9dca3601",
+    "create_scheduler": "a9edec70a59bffa5",
+    "log": "73b8e3acd21a7b73",
+}
 
 
 @dataclass(frozen=True)
@@ -42,9 +58,7 @@ class Wanted:
         identity: of the training, noted in each checkpoint; `stage`: which of its stages.
         sources: names of the sources, for losses.
         roles: name of a tensor that learns -> its role; `rates`: role -> learning rate.
-        begin: called with the model, its engine and the steps done, before the next one.
-        evaluate: called with the model and the steps done, each `evaluate_every` steps; raises
-            where the training is to stop.
+        events: what the stage does around its steps; it evaluates each `evaluate_every` of them.
         save: says after which steps a checkpoint is written, besides the last; `keep`: how many
             stay.
     """
@@ -54,9 +68,7 @@ class Wanted:
     sources: Sequence[str]
     roles: Mapping[str, str]
     rates: Mapping[str, float]
-    guards: Guards
-    begin: Callable[[nn.Module, engine.InUse, int], None]
-    evaluate: Callable[[nn.Module, int], None]
+    events: Events
     evaluate_every: int
     engine: str
     save: SaveClock
@@ -85,18 +97,16 @@ class CptTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         # The loss is divided by the tokens of the whole step, on all processes.
         self.model_accepts_loss_kwargs = True
-        self.in_use: engine.InUse | None = None
-        self._tally = torch.zeros(len(wanted.sources), 2, dtype=torch.float64)  # nats, tokens
-        self._losses: dict[str, float] = {}
+        self.in_use: engines.InUse | None = None
+        self.step = Step(wanted.sources, wanted.events, wanted.save)
         self._told = -1  # the step that was evaluated last
-        self._save_is_due = False
 
     # ---- Setting out ---------------------------------------------------------------------------
 
     def create_accelerator_and_postprocess(self) -> None:
         """As transformers does; on processors FSDP must be asked for again."""
-        if self.wanted.engine == engine.FSDP and self.args.device.type == "cpu":
-            engine.fsdp_on_cpu()
+        if self.wanted.engine == engines.FSDP and self.args.device.type == "cpu":
+            patches.fsdp_on_cpu()
         super().create_accelerator_and_postprocess()
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
             raise HybridizeError(
@@ -119,7 +129,7 @@ class CptTrainer(Trainer):
         if self.is_deepspeed_enabled:
             self._load_optimizer_and_scheduler(checkpoint)
         wrapped: Any = self.model_wrapped
-        self.in_use = engine.engine_in_use(
+        self.in_use = engines.engine_in_use(
             self.wanted.engine,
             wrapped,
             self.accelerator.distributed_type.name,
@@ -127,7 +137,7 @@ class CptTrainer(Trainer):
         )
         self.state.save_steps = int(self.args.save_steps)  # not those of the checkpoint
         tuned: Any = self.model
-        self.wanted.begin(tuned, self.in_use, int(self.state.global_step))
+        self.wanted.events.begin(tuned, self.in_use, int(self.state.global_step))
         return prepared
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -154,7 +164,7 @@ class CptTrainer(Trainer):
                 ],
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
                 eps=self.args.adam_epsilon,
-                fused=self.wanted.engine in (engine.SINGLE, engine.DDP),
+                fused=self.wanted.engine in (engines.SINGLE, engines.DDP),
             )
         return self.optimizer
 
@@ -182,47 +192,25 @@ class CptTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Nats of this batch over the tokens of the step; engines take the mean over processes."""
-        sources = inputs.pop("source").cpu()
-        out = model(**inputs)
-        tokens = (inputs["labels"][:, 1:] != IGNORED).sum(1)
-        here = torch.stack([out["nats"], tokens.double()], 1).cpu()
-        self._tally.index_add_(0, sources, here)
-        loss = out["loss"] / num_items_in_batch * engine.processes()
+        """See `Step.loss`."""
+        loss, out = self.step.loss(model, inputs, num_items_in_batch)
         return (loss, out) if return_outputs else loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The last place before the optimizer's step: one that goes wrong is not taken."""
+        """The last place before the optimizer's turn: see `Step.check`."""
         norm_of: Any = super()._get_grad_norm
         norm = norm_of(model, grad_norm=grad_norm)
-        self._losses = self._step_losses()
         try:
-            self.wanted.guards.check_step(self._losses["loss"], norm, int(self.state.global_step))
+            self.step.check(norm, int(self.state.global_step), self.args.device)
         except Exception:
             self._save_before_the_step(model)
             raise
         return norm
 
-    def _step_losses(self) -> dict[str, float]:
-        """Loss of this step, over all processes: of all, and of each source that was in it."""
-        is_due = engine.is_main() and self.wanted.save.is_due(int(self.state.global_step) + 1)
-        # In one message: clocks of several processes would not agree.
-        sent = torch.cat([self._tally, torch.tensor([[float(is_due), 0.0]], dtype=torch.float64)])
-        *tally, due = engine.summed(sent.to(self.args.device)).cpu()
-        self._save_is_due = bool(due[0])
-        self._tally = torch.zeros_like(self._tally)
-        means = {
-            f"loss/{name}": float(nats / tokens)
-            for name, (nats, tokens) in zip(self.wanted.sources, tally, strict=True)
-            if tokens
-        }
-        nats, tokens = torch.stack(tally).sum(0)
-        return {"loss": float(nats / tokens), "tokens": float(tokens), **means}
-
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Add what is known of each source; nothing is kept in the state, `metrics` writes it."""
         if "loss" in logs:
-            logs |= self._losses
+            logs |= self.step.losses
         super().log(logs, start_time)
         self.state.log_history.clear()
 
@@ -234,13 +222,13 @@ class CptTrainer(Trainer):
             tuned: Any = self.model
             is_due = self.control.should_log  # what is logged here takes it away
             try:
-                self.wanted.evaluate(tuned, self._told)
+                self.wanted.events.evaluate(tuned, self._told)
                 self.control.should_log = is_due
             except Exception:
                 self._save_before_the_step(args[2])
                 raise
-        self.control.should_save |= self._save_is_due
-        self._save_is_due = False  # the end of an epoch comes by here, too
+        self.control.should_save |= self.step.save_is_due
+        self.step.save_is_due = False  # the end of an epoch comes by here, too
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     # ---- Checkpoints ---------------------------------------------------------------------------
@@ -254,14 +242,14 @@ class CptTrainer(Trainer):
         step = int(self.state.global_step)
         name = f"{checkpoints.PREFIX}{step}"
         staged = checkpoints.staging(self.folder, name)
-        if engine.is_main():
+        if processes.is_main():
             shutil.rmtree(staged, ignore_errors=True)
             staged.mkdir()
-        engine.barrier()
+        processes.barrier()
         tuned: Any = self.model
         state = trained_state(tuned)
         moments = self._moments(staged)
-        engine.barrier()
+        processes.barrier()
 
         def write(folder: Path) -> None:
             file = folder / checkpoints.TRAINED
@@ -275,7 +263,7 @@ class CptTrainer(Trainer):
             self.state.save_to_json(str(folder / "trainer_state.json"))
 
         note = {"training": self.wanted.identity, "stage": self.wanted.stage, "step": step}
-        engine.by_main(
+        processes.by_main(
             lambda: checkpoints.publish(self.folder, name, write, note, keep=self.wanted.keep)
         )
         self.wanted.save.saved()

@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from hybridize.cpt.backends import engine
+from hybridize.cpt.backends import engines, processes
 from hybridize.cpt.data.text import Source, gather_sources
 from hybridize.cpt.plan.planning import CptPlan
 from hybridize.cpt.state.export import export
@@ -66,28 +66,28 @@ def run_training(plan: CptPlan, out: Path, options: RunOptions) -> Trained:
         CheckFailed: a loss that is no number or leaps, a tensor without a gradient, a frozen one
             that changed, old text that is forgotten, or a checkpoint of another training.
     """
-    engine.join(options.engine, options.device)
+    engines.join(options.engine, options.device)
     identity = identity_of(plan.stack, plan.stages, plan.spec)
     work = out.with_name(f"{out.name}.work")
-    finished = engine.by_main(lambda: _finished(out, work, identity) if options.resume else None)
+    finished = processes.by_main(lambda: _finished(out, work, identity) if options.resume else None)
     if finished is None:
         finished = _train(plan, out, work, options, identity)
-    engine.barrier()
-    if engine.is_main():
+    processes.barrier()
+    if processes.is_main():
         _remove(work)
-    engine.leave()
+    processes.leave()
     return Trained(out, finished)
 
 
 def _train(
     plan: CptPlan, out: Path, work: Path, options: RunOptions, identity: Identity
 ) -> dict[str, Any]:
-    engine.by_main(lambda: _prepare(out, work, identity, options))
+    processes.by_main(lambda: _prepare(out, work, identity, options))
     try:
         return _train_stages(plan, out, work, options, identity)
     except HybridizeError:
         # Nothing that a user would miss; what was there before this run stays.
-        if engine.is_main() and not options.resume and not _has_learnt(work):
+        if processes.is_main() and not options.resume and not _has_learnt(work):
             _remove(work)
         raise
 
@@ -103,7 +103,7 @@ def _train_stages(
     results: list[StageResult] = []
     learnt: State = {}
     done = 0
-    with engine.progress("training", "steps") as tell:
+    with processes.progress("training", "steps") as tell:
         for i, stage in enumerate(plan.stages):
 
             def told(steps: int, loss: float, before: int = done) -> None:
@@ -113,7 +113,7 @@ def _train_stages(
             learnt |= load_file(results[-1].file)
             done += stage.steps
     record = _record(plan, run, results)
-    return engine.by_main(lambda: _export(plan, names, learnt, record, work, out))
+    return processes.by_main(lambda: _export(plan, names, learnt, record, work, out))
 
 
 def _open(
@@ -121,20 +121,20 @@ def _open(
 ) -> tuple[TrainingRun, Names]:
     """Text in rows, and what all stages share."""
     tuned = open_model(
-        plan.stack.folder, "cpu" if options.engine == engine.FSDP else options.device
+        plan.stack.folder, "cpu" if options.engine == engines.FSDP else options.device
     )
-    if options.engine == engine.FSDP:
-        engine.check_wrapped(tuned.model)
+    if options.engine == engines.FSDP:
+        engines.check_wrapped(tuned.model)
     for stage in plan.stages:
         tuned.names.learning(stage.policy)  # else a later stage would fail after hours
-    packed = engine.by_main(lambda: isolates(tuned, plan.spec.length))
+    packed = processes.by_main(lambda: isolates(tuned, plan.spec.length))
     reader = Reader(
         plan.recipe.name,
         plan.stack.folder,
         rows=plan.stack.vocabulary,
         start_token=plan.recipe.recipe.start_token,
     )
-    with engine.progress("reading text", "tokens") as told:
+    with processes.progress("reading text", "tokens") as told:
 
         def gather() -> list[Source]:
             return gather_sources(
@@ -146,10 +146,10 @@ def _open(
                 progress=told,
             )
 
-        engine.by_main(lambda: len(gather()))  # it packs; then all find what it has left
+        processes.by_main(lambda: len(gather()))  # it packs; then all find what it has left
         sources = gather()
     whole = {**identity, "packed": packed, "text": [_text(source) for source in sources]}
-    engine.by_main(lambda: _note_training(work / FILE, whole))
+    processes.by_main(lambda: _note_training(work / FILE, whole))
     return TrainingRun(plan, sources, work, options, whole, packed), tuned.names
 
 

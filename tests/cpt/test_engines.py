@@ -20,7 +20,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from hybridize.assembler.assembly.verify import verify
-from hybridize.cpt.backends.engine import asked_engine, engine_in_use
+from hybridize.cpt.backends.engines import asked_engine, engine_in_use
 from hybridize.errors import CheckFailed, HybridizeError
 from tests.assembler.stacks import build_in, write_recipe
 from tests.cpt.test_training import prepare, tensors, train

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from hybridize.cpt.backends.engine import check_wrapped
+from hybridize.cpt.backends.engines import check_wrapped
 from hybridize.cpt.state import checkpoints
 from hybridize.errors import HybridizeError
 from tests.cpt.test_options import changed, ended

@@ -1,4 +1,4 @@
-"""The processes of a training and the engine that joins them: asked for, and found in use (torch).
+"""The engine that joins the processes of a training: asked for, and found in use.
 
 The engines are accelerate's: one process, DDP, FSDP2, DeepSpeed. What is asked for comes from
 `--engine`, or from the environment that `accelerate launch` makes of its configuration.
@@ -7,45 +7,17 @@ The engines are accelerate's: one process, DDP, FSDP2, DeepSpeed. What is asked 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 
-from hybridize.console import token_progress
-from hybridize.errors import CheckFailed, Finding, HybridizeError
-
-T = TypeVar("T")
-
-# The others wait while the main process tokenizes, writes and hashes.
-PATIENCE = timedelta(hours=12)
+from hybridize.cpt.backends.processes import meet, processes
+from hybridize.errors import CheckFailed, HybridizeError
 
 SINGLE, DDP, FSDP, DEEPSPEED = "single", "ddp", "fsdp", "deepspeed"
-
-
-def processes() -> int:
-    """How many processes train together, as their launcher says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def rank() -> int:
-    """Number of this process among them."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def one_machine() -> bool:
-    """Whether all processes run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", str(processes()))) == processes()
-
-
-def is_main() -> bool:
-    """Whether this process writes and prints."""
-    return rank() == 0
 
 
 def asked_engine(option: str | None) -> str:
@@ -95,10 +67,7 @@ def join(engine: str, device: str) -> None:
         os.environ.setdefault("FSDP_RESHARD_AFTER_FORWARD", "true")
         # Files are mapped: every process reads the pages that it needs.
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    if processes() > 1:
-        from accelerate import PartialState
-
-        PartialState(cpu=uses_cpu(engine, device), timeout=PATIENCE)
+    meet(cpu=uses_cpu(engine, device))
 
 
 def check_wrapped(model: Any) -> None:
@@ -121,90 +90,6 @@ def check_wrapped(model: Any) -> None:
 def uses_cpu(engine: str, device: str) -> bool:
     """What accelerate is to be told; of DeepSpeed it takes a yes for a no to DeepSpeed."""
     return device == "cpu" and engine != DEEPSPEED
-
-
-def leave() -> None:
-    """Part from the other processes: threads that still wait for them end a process badly."""
-    if distributed.is_initialized():
-        distributed.barrier()
-        distributed.destroy_process_group()
-
-
-def barrier() -> None:
-    """All processes have come to this place."""
-    if distributed.is_initialized():
-        distributed.barrier()
-
-
-def summed(tensor: Tensor) -> Tensor:
-    """The sum over all processes, in place."""
-    if distributed.is_initialized():
-        distributed.all_reduce(tensor)
-    return tensor
-
-
-def agreed(value: Any) -> Any:
-    """What the main process has, on all of them."""
-    if not distributed.is_initialized():
-        return value
-    box = [value]
-    distributed.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def by_main(work: Callable[[], T]) -> T:
-    """Done by the main process; what comes of it, or its error, on all of them."""
-    found: Any = None
-    if is_main():
-        try:
-            found = (work(), None)
-        except HybridizeError as error:
-            found = (None, (type(error), error.findings))
-        except BaseException as error:  # a full disk, say: the others must not wait for ever
-            agreed((None, (HybridizeError, (Finding(f"process 0 failed: {error}"),))))
-            raise
-    value, failed = agreed(found)
-    if failed is not None:
-        kind, findings = failed
-        raise kind.of(findings)
-    return cast(T, value)
-
-
-@contextmanager
-def progress(label: str, unit: str) -> Iterator[Callable[..., None]]:
-    """`token_progress`, shown by the main process alone."""
-    if not is_main():
-        yield lambda *told: None
-    else:
-        with token_progress(label, unit) as tell:
-            yield tell
-
-
-def fsdp_on_cpu() -> None:
-    """Let accelerate shard on processors, too.
-
-    Its state leaves out FSDP where processes have no accelerator, without a word, and runs DDP;
-    what it does afterwards works there as well.
-    """
-    from accelerate import Accelerator, PartialState
-    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-
-    state = Accelerator(cpu=True).state  # one state for all accelerators of a process
-    state.distributed_type = DistributedType.FSDP
-    state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
-    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-
-
-def deepspeed_on_cpu() -> None:
-    """Let accelerate see the processes that DeepSpeed has joined on processors.
-
-    There it counts one, and gives every process the same rows.
-    """
-    from accelerate import PartialState
-
-    state = PartialState()
-    state.num_processes, state.process_index = processes(), rank()
-    state.local_process_index = int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @dataclass(frozen=True)
