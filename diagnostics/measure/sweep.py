@@ -61,7 +61,8 @@ class Swept:
 
     Attributes:
         read: of each set of points.
-        influence, angle, growth: of each layer on the text, (L, units), see `measures`.
+        influence, angle, growth: of each layer on the text, (L, units), see `measures`;
+            `layer_growth`: without the bridge before it.
         nats: set -> summed loss of each stretch of text, and its number of tokens.
         lens_r2: of the ridge lens at each depth, (K,).
         layer_tokens: that were run.
@@ -72,6 +73,7 @@ class Swept:
     influence: Tensor
     angle: Tensor
     growth: Tensor
+    layer_growth: Tensor
     nats: dict[str, list[tuple[float, int]]]
     lens_r2: Tensor
     layer_tokens: int
@@ -383,7 +385,7 @@ class _Work:
             self.nats.setdefault(name, []).append((total, max(0, length - 1 - run.sheet.start)))
 
     def swept(self) -> Swept:
-        nothing = torch.zeros(3, 0, dtype=torch.float64)
+        nothing = torch.zeros(4, 0, dtype=torch.float64)
         flow = torch.stack([torch.cat([nothing, *layer], 1) for layer in self.flow])
         for i, read in enumerate(self.read):
             if i in self.said:
@@ -392,12 +394,13 @@ class _Work:
             if i not in self.perturbed:
                 read.js = read.loss = None
         r2 = [torch.nan if lens is None else lens.r2 for lens in self.lenses]
-        influence, angle, growth = flow.unbind(1)
+        influence, angle, growth, layer_growth = flow.unbind(1)
         return Swept(
             read=self.read,
             influence=influence,
             angle=angle,
             growth=growth,
+            layer_growth=layer_growth,
             nats=self.nats,
             lens_r2=torch.tensor(r2, dtype=torch.float64),
             layer_tokens=self.layer_tokens,
@@ -441,16 +444,17 @@ def _chunks(sheet: Sheet, vocabulary: int) -> Iterator[slice]:
 
 
 def _flow(sheet: Sheet, arrived: Tensor, given: Tensor, gave: Tensor) -> Tensor:
-    """Block influence, angular distance, growth: over each row's real tokens, (3, rows).
+    """Block influence, angular distance, growth: over each row's real tokens, (4, rows).
 
-    Growth counts the bridge in, and is a median: some models lengthen the first token's state a
-    thousandfold in one layer.
+    Growth is there twice, with the bridge and without, and is a median: some models lengthen the
+    first token's state a thousandfold in one layer.
     """
     rows = []
     for row, length in enumerate(sheet.lengths.tolist()):
         a, b, c = arrived[row, :length], given[row, :length], gave[row, :length]
         turned = measures.block_influence(b, c).mean(), measures.angular_distance(b, c).mean()
-        rows.append(torch.stack([*turned, measures.growth(a, c).median()]).cpu())
+        grown = [measures.growth(arrived, c).median() for arrived in (a, b)]
+        rows.append(torch.stack([*turned, *grown]).cpu())
     return torch.stack(rows, 1)
 
 

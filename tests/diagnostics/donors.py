@@ -41,8 +41,14 @@ def trained() -> PreTrainedModel:
 
 
 @torch.no_grad()
-def save_trained(folder: Path, *, damaged: tuple[int, ...] = (), seed: int = 0) -> Path:
-    """The donor under a folder; noise as strong as the weights themselves in some of its layers."""
+def save_trained(
+    folder: Path, *, damaged: tuple[int, ...] = (), seed: int = 0, length: float = 1.0
+) -> Path:
+    """The donor under a folder; noise as strong as the weights themselves in some of its layers.
+
+    Args:
+        length: of its stream, in that of the donor itself: the same function of the tokens.
+    """
     model = trained()
     kept = {name: value.clone() for name, value in model.state_dict().items()}
     generator = torch.Generator().manual_seed(seed)
@@ -50,6 +56,9 @@ def save_trained(folder: Path, *, damaged: tuple[int, ...] = (), seed: int = 0) 
         for parameter in model.model.layers[layer].parameters():
             if parameter.ndim > 1:
                 parameter += _noise(parameter, generator)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("embed_tokens.weight", "o_proj.weight", "down_proj.weight")):
+            parameter *= length
     save(model, folder, tokenizer([prose(), code()]))
     model.load_state_dict(kept)
     return folder

@@ -125,6 +125,28 @@ def test_a_file_that_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
     )
 
 
+def test_a_bridge_into_a_longer_stream_is_no_alarm(tmp_path: Path) -> None:
+    """Gemma 3 has a stream 27 times as long as SmolLM2: every way there was rejected."""
+    save_trained(tmp_path / "short")
+    save_trained(tmp_path / "long", length=30)
+    half = [{"from": "short", "layers": "0-2"}, {"from": "long", "layers": "3-5"}]
+    found = recommend(
+        recipe(
+            tmp_path, "short", "long", bridges={"where": "changes"},
+            placement={"candidates": half, "depth": 6, "top": 1},
+        )
+    )  # fmt: skip
+    first = found["candidates"][0]
+    assert [run["from"] for run in first["runs"]] == ["short", "long"]
+    assert first["alarms"] == []
+    assert found["chosen"] == "1"
+
+
+def test_a_layer_that_lengthens_the_stream_more_than_at_home_is_an_alarm() -> None:
+    said = "slot 1 makes the stream 20 times as long"
+    assert list(assembling._blow_ups([1.2, 20.0, 30.0], [1.1, 1.5, 4.0])) == [said]
+
+
 def test_strangers_of_other_width_get_bridges_and_a_gate(tmp_path: Path) -> None:
     save_trained(tmp_path / "llama")
     save_reader(tmp_path / "other", "qwen3", hidden_size=48, num_hidden_layers=4)

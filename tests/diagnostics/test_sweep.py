@@ -133,7 +133,7 @@ def all_same(one: Swept, other: Swept) -> dict[str, bool]:
     found = {name: same(getattr(a, name), getattr(b, name)) for name in ("js", "loss", "base")}
     found |= {f"logp {name}": same(a.logp[name], b.logp[name]) for name in a.logp}
     found |= {f"entropy {name}": same(a.entropy[name], b.entropy[name]) for name in a.entropy}
-    for name in ("influence", "angle", "growth", "lens_r2"):
+    for name in ("influence", "angle", "growth", "layer_growth", "lens_r2"):
         found[name] = same(getattr(one, name), getattr(other, name))
     return {**found, "nats": one.nats == other.nats, "correct": same(a.correct, b.correct)}
 
