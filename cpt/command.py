@@ -14,7 +14,7 @@ from rich.text import Text
 
 from hybridize.console import duration, size
 from hybridize.cpt.plan.planning import CptPlan, plan_training
-from hybridize.cpt.plan.policy_words import tensor_list
+from hybridize.cpt.plan.policy_words import policy_table, tensor_list
 from hybridize.cpt.plan.rates import rate_lines
 from hybridize.cpt.plan.stages import Stage
 from hybridize.cpt.plan.target import find_target
@@ -50,7 +50,8 @@ def train(
     from hybridize.cpt.backends import engines, processes
     from hybridize.cpt.data.text import check_text
     from hybridize.cpt.train.arguments import check_loggers
-    from hybridize.cpt.train.training import RunOptions, run_training
+    from hybridize.cpt.train.options import RunOptions
+    from hybridize.cpt.train.training import run_training
     from hybridize.machine.device import use_device
     from hybridize.machine.lifeline import end_with_parent
 
@@ -88,7 +89,7 @@ class Forecasts:
         shown: list[RenderableType] = []
         for i, (stage, costs) in enumerate(self.stages):
             title = f"stage {i}: {stage.steps:,} steps" if len(self.stages) > 1 else ""
-            shown += [*([Text(title, style="bold")] if title else []), stage.policy.table()]
+            shown += [*([Text(title, style="bold")] if title else []), policy_table(stage.policy)]
             if stage.prior:
                 shown.append(Text(stage.prior))
             shown.append(Text("\n".join(rate_lines(stage.rates))))

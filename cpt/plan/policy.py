@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
-from rich.console import RenderableType
 
 from hybridize.cpt.plan.model_tensors import ModelTensors, Role, Tensor
-from hybridize.cpt.plan.policy_words import difference, policy_table
 from hybridize.errors import Finding, HybridizeError, did_you_mean
 from hybridize.plugins import load_plugin, plugin_names
 
-__all__ = ["Entry", "Policy", "Prior", "auto", "difference", "resolve"]
+__all__ = ["Entry", "Policy", "Prior", "auto", "resolve"]
 
 TRACE_FORMAT = 2
 Entry = str | Mapping[str, Any]  # bridges, or {"shallow": 0.25}
@@ -92,10 +90,6 @@ class Policy:
             "first_trained_slot": self.first_trained_slot,
             "prefix": self.prefix,
         }
-
-    def table(self) -> RenderableType:
-        """A row for each part and each range of slots: trained or frozen."""
-        return policy_table(self)
 
 
 @dataclass(frozen=True)

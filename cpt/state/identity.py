@@ -14,7 +14,7 @@ from typing import Any
 from blake3 import blake3
 
 from hybridize.cpt.plan.model_tensors import ModelTensors
-from hybridize.cpt.plan.policy import difference
+from hybridize.cpt.plan.policy_words import difference
 from hybridize.cpt.plan.stages import Stage
 from hybridize.errors import CheckFailed, Finding
 from hybridize.files.hashes import file_hash

@@ -7,17 +7,15 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import TrainingArguments
 
 from hybridize.cpt.backends import engines, patches, processes
 from hybridize.cpt.plan.planning import CptPlan
 from hybridize.cpt.plan.stages import Stage
+from hybridize.cpt.train.options import RunOptions
 from hybridize.errors import HybridizeError
-
-if TYPE_CHECKING:
-    from hybridize.cpt.train.training import RunOptions
 
 SCHEDULES: dict[str, tuple[str, dict[str, Any]]] = {
     "cosine": ("cosine_with_min_lr", {"min_lr_rate": 0.1}),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +42,7 @@ from hybridize.cpt.train.forward import (
     share_masks,
 )
 from hybridize.cpt.train.guards import FirstStep, Guards
+from hybridize.cpt.train.options import RunOptions
 from hybridize.cpt.train.trainable_model import (
     check_frozen,
     frozen_hashes,
@@ -55,9 +56,6 @@ from hybridize.cpt.train.trainer import CptTrainer, Wanted
 from hybridize.errors import CheckFailed
 from hybridize.files.hashes import content_hash
 from hybridize.files.publishing import publish
-
-if TYPE_CHECKING:
-    from hybridize.cpt.train.training import RunOptions
 
 DONE, RESULT, START = "done.safetensors", "done.json", "start.json"
 

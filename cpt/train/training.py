@@ -20,6 +20,7 @@ from hybridize.cpt.state.identity import FILE, Identity, check_same, identity_of
 from hybridize.cpt.state.metrics import FILE as METRICS
 from hybridize.cpt.state.tensors import State
 from hybridize.cpt.train.isolation import isolates
+from hybridize.cpt.train.options import RunOptions
 from hybridize.cpt.train.stage import RESULT, StageResult, TrainingRun, run_stage
 from hybridize.cpt.train.trainable_model import Names, open_model
 from hybridize.errors import CheckFailed, HybridizeError
@@ -37,25 +38,6 @@ class Trained:
 
     folder: Path
     record: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Where and how a training runs; none of it decides what comes of it.
-
-    Attributes:
-        engine: single, ddp, fsdp or deepspeed.
-        report_to: Trainer's own loggers, by name; `logs`: where those that write files do so.
-        resume: go on with a training that was broken off; `force`: begin it anew.
-    """
-
-    device: str
-    engine: str
-    report_to: Sequence[str]
-    logs: Path
-    resume: bool
-    force: bool
-    offline: bool
 
 
 def run_training(plan: CptPlan, out: Path, options: RunOptions) -> Trained:

@@ -14,7 +14,8 @@ from rich.console import Console, RenderableType
 from transformers import PreTrainedModel
 
 from hybridize.cpt.plan.model_tensors import ModelTensors, Tensor, read_model_tensors
-from hybridize.cpt.plan.policy import Entry, Policy, auto, difference, resolve
+from hybridize.cpt.plan.policy import Entry, Policy, auto, resolve
+from hybridize.cpt.plan.policy_words import difference, policy_table
 from hybridize.cpt.trainable.patterns import matches
 from hybridize.errors import HybridizeError
 from hybridize.plugins import load_plugin, plugin_names
@@ -185,7 +186,7 @@ def test_a_tied_matrix_stands_there_once(folder: Path) -> None:
     positions = stack.by_name["transformer.wpe.weight"]
     assert positions.role == "other"
     assert trained(stack, "norms")[-2:] == ["transformer.ln_f.bias", "transformer.ln_f.weight"]
-    assert "embeddings and head (tied)" in printed(resolve(stack, ["embeddings"]).table())
+    assert "embeddings and head (tied)" in printed(policy_table(resolve(stack, ["embeddings"])))
 
 
 def test_a_native_model_knows_its_donors_if_hybridize_built_it(folder: Path) -> None:
@@ -469,7 +470,7 @@ def test_errors_name_the_place_in_the_recipe(deep: ModelTensors) -> None:
 
 
 def test_the_table_shows_parts_and_ranges(hybrid: ModelTensors) -> None:
-    assert printed(resolve(hybrid, ["bridges", {"slots": 0}, {"deep": 1}]).table()) == (
+    assert printed(policy_table(resolve(hybrid, ["bridges", {"slots": 0}, {"deep": 1}]))) == (
         "part                           tensors  parameters    bytes\n"
         "embeddings            frozen         1       2,048  8.19 kB\n"
         "slot 0 (host)         trained        9       7,744    31 kB\n"
@@ -488,7 +489,7 @@ def test_the_table_shows_parts_and_ranges(hybrid: ModelTensors) -> None:
 
 
 def test_slots_that_learn_in_part_have_two_rows(deep: ModelTensors) -> None:
-    rows = printed(resolve(deep, ["norms"]).table()).splitlines()
+    rows = printed(policy_table(resolve(deep, ["norms"]))).splitlines()
     assert [row.split("  ")[0] for row in rows[1:4]] == ["embeddings", "slots 0-11", "slots 0-11"]
     assert rows[-1] == "without autograd, as a frozen prefix: embeddings"
 
