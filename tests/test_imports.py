@@ -48,6 +48,14 @@ FLOORS = (
 )  # fmt: skip
 
 
+# What is copied into every hybrid's folder.
+RUNTIME = sorted(
+    module.stem
+    for module in modules()
+    if module.parts[:2] == ("hybridize", "runtime") and module.stem != "__init__"
+)
+
+
 @pytest.fixture(scope="module")
 def names() -> dict[str, Path]:
     return {name_of(module): module for module in modules()}
@@ -63,7 +71,8 @@ def test_the_walk_finds_the_project(names: dict[str, Path]) -> None:
 def test_light_folders_never_import_torch(module: Path) -> None:
     """`plan` answers in half a second, and the copying process stays under 100 MB."""
     allowed = DATASETS.get(str(module.parent), set())
-    assert (HEAVY - allowed).isdisjoint(name.split(".")[0] for name in imports(module))
+    loaded = {name.split(".")[0] for name in imports(module, at_run_time=True)}
+    assert (HEAVY - allowed).isdisjoint(loaded)
 
 
 @pytest.mark.parametrize("module", modules(), ids=str)
@@ -103,16 +112,16 @@ def test_only_the_command_line_knows_the_commands(module: Path) -> None:
         assert not any(name.startswith("hybridize.cli") for name in imports(module))
 
 
-@pytest.mark.parametrize("module", ["configuration_hybridize", "modeling_hybridize"])
+@pytest.mark.parametrize("module", RUNTIME)
 def test_the_model_code_needs_nothing_of_hybridize(module: str) -> None:
     """It is copied into the built model's folder, and must run where hybridize is not installed."""
     path = Path("hybridize/runtime") / f"{module}.py"
-    beside = "hybridize.runtime.configuration_hybridize"
     allowed = HEAVY | set(sys.stdlib_module_names)
     strangers = {
         name
         for name in imports(path)
-        if not name.startswith(beside) and name.split(".")[0] not in allowed
+        if not name.startswith(tuple(f"hybridize.runtime.{beside}." for beside in RUNTIME))
+        and name.split(".")[0] not in allowed
     }
     assert not strangers
 

@@ -42,7 +42,7 @@ from hybridize.text.calibration import gather
 
 Check = Literal["forward", "structure"]
 RUNTIME = Path(hybridize.__file__).parent / "runtime"
-RUNTIME_FILES = ("configuration_hybridize.py", "modeling_hybridize.py")
+RUNTIME_FILES = sorted(f.name for f in RUNTIME.glob("*.py") if f.name != "__init__.py")
 ELSEWHERE = "choose an --out on another disk"
 
 

@@ -1,7 +1,7 @@
 """What a kind of bridge is: a file of `assembler/bridges`, named after the kind.
 
 The file is a module that fits this protocol, and nothing else names the kind, apart from the class
-that computes it in `runtime/modeling_hybridize.py`. No torch: what needs it imports it inside.
+that computes it in `runtime/bridges.py`. No torch: what needs it imports it inside.
 """
 
 from __future__ import annotations

@@ -3,577 +3,68 @@
 There is no table of architectures here. Every donor keeps its unedited config and its own model
 class, and four ideas make one model out of them:
 
-1. Taking a donor apart (`DonorParts`). The donor's own model is built without memory, on the meta
+1. Taking a donor apart (`donor_parts`). The donor's own model is built without memory, on the meta
    device. Its embedding, its layers and its final norm are taken out and become plain modules of
    the hybrid; what remains still knows how to prepare a step.
-2. Recording (`Skeleton`). In the layers' places stand recorders. When the donor's own forward
+2. Recording (`recording`). In the layers' places stand recorders. When the donor's own forward
    runs, they note what each layer would have been called with: masks, rotary embeddings,
    positions, everything as transformers itself makes it.
-3. Running the slots (`HybridModel`). The real layers stand flat in `model.layers` and run in slot
-   order with the noted arguments, sharing one cache. The embedding donor's skeleton gives the
-   first hidden state. The head donor's skeleton runs last: where it reaches its last layer the
-   whole stack runs instead, and what that donor does after its layers is done by its own code.
+3. Running the slots (`HybridModel`, `bridges`, `swaps`). The real layers stand flat in
+   `model.layers` and run in slot order with the noted arguments, sharing one cache (`caches`). The
+   embedding donor's skeleton gives the first hidden state. The head donor's skeleton runs last:
+   where it reaches its last layer the whole stack runs instead, and what that donor does after its
+   layers is done by its own code.
 4. The head (`HybridForCausalLM`). The head donor's own `*ForCausalLM.forward` makes logits and
    loss out of the last hidden state.
 
-This file is copied into the folder of every hybrid, where it is remote code: it imports nothing
-but the standard library, torch, transformers and the configuration beside it.
+The files of this folder are copied into that of every hybrid, where they are remote code: they
+import nothing but the standard library, torch, transformers and each other.
 """
 
 # transformers has few types, and torch says of a module's attributes only that they are modules or
 # tensors.
 # mypy: disable-error-code="no-untyped-call, untyped-decorator, no-any-return, union-attr, operator"
 
-import ast
-import copy
-import inspect
 import re
-import textwrap
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial, wraps
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder
 
+from .bridges import BRIDGES
+from .caches import count_tokens, note_length, refuse_cropped
 from .configuration_hybridize import HybridConfig
+from .donor_parts import (
+    CACHE_NAMES,
+    Arguments,
+    DonorParts,
+    replace,
+    supported_attention,
+    take_apart,
+    unpair,
+)
+from .recording import Accepts, Skeleton, StandIn
+from .swaps import SwappedModule, swap_host
 
 logger = logging.get_logger(__name__)
 
-Arguments = dict[str, Any]
 
-# What transformers' models call their cache: older and newer names of one thing.
-CACHE_NAMES = ("past_key_values", "cache_params", "layer_past", "past_key_value")
 INDICES = {"layer_idx", "layer_id"}
 FUSED = (
     "Fused attention does not hand out its weights: `attentions` has those of eager slots alone. "
     "Load the model with attn_implementation='eager' for all of them."
 )
 WITHOUT_ATTENTION = ("linear_attention", "conv", "moe", "mlp")
-
-
-# ---- 1. Taking a donor apart -------------------------------------------------------------------
-
-
-class DonorParts:
-    """One donor's model on the meta device, and its parts.
-
-    Attributes:
-        shell: the `*ForCausalLM`.
-        base: the model around the layers, as deep inside as possible.
-        embedding, layers, norm, head: what the hybrid takes (`norm` may be None).
-    """
-
-    def __init__(self, name: str, config: PreTrainedConfig) -> None:
-        self.name = name
-        with torch.device("meta"):
-            self.shell = causal_class(config)(config)
-        self.embedding = self.shell.get_input_embeddings()
-        self.head = self.shell.get_output_embeddings()
-        self.base, self.layers = self._find_layers(config.num_hidden_layers)
-        self.norm = self._find_norm()
-        layers_path = next(path for path, m in self.shell.named_modules() if m is self.layers)
-        if any(name.startswith(f"{layers_path}.") for name in self.shell.all_tied_weights_keys):
-            self.refuse("its layers share weights")
-        self._taken: set[int] = set()
-        for module in self.shell.modules():
-            module.__dict__["_hybridize_donor"] = name  # whose rules initialise it
-            own_class: Any = type(module)
-            if forgets_its_state(own_class):
-                module.__class__ = continuing(own_class)
-                vars(module).setdefault("layer_idx", 0)  # RecurrentGemma's does not keep it
-
-    def layer(self, index: int, *, copied: bool = False) -> nn.Module:
-        """Layer `index`; an independent copy if it has been taken before, or is to be altered."""
-        layer = self.layers[index]
-        if index not in self._taken and not copied:
-            self._taken.add(index)
-            return layer
-        # The configs stay shared: a switch of the attention implementation must reach the copy.
-        values = (value for module in layer.modules() for value in vars(module).values())
-        return copy.deepcopy(layer, {id(v): v for v in values if isinstance(v, PreTrainedConfig)})
-
-    def refuse(self, reason: str) -> NoReturn:
-        model_type = self.shell.config.model_type
-        raise NotImplementedError(f"donor {self.name} ({model_type}) cannot be used: {reason}")
-
-    def _find_layers(self, depth: int) -> tuple[PreTrainedModel, nn.ModuleList]:
-        # Not `base_model_prefix`: Llama4's names nothing, and OPT's head calls a model within it.
-        for path, module in self.shell.named_modules():
-            if isinstance(module, nn.ModuleList) and len(module) == depth:
-                names = path.split(".")
-                around = (self.shell.get_submodule(".".join(names[:i])) for i in range(len(names)))
-                base = [m for m in around if isinstance(m, PreTrainedModel)][-1]
-                if base is not self.shell:
-                    return base, module
-        return self.refuse(f"its class has no model inside with a list of {depth} layers")
-
-    def _find_norm(self) -> nn.Module | None:
-        """The final norm: it stands beside the list of layers, after it if there are several."""
-        found, seen_layers = [], False
-        for module in owner_of(self.base, self.layers)[0].children():
-            if module is self.layers:
-                seen_layers = True
-            elif "norm" in type(module).__name__.lower() and module is not self.embedding:
-                found.append((seen_layers, module))
-        return max(found, key=lambda pair: pair[0])[1] if found else None
-
-
-@lru_cache(maxsize=1024)
-def forgets_its_state(module_class: Any) -> bool:
-    """Whether a mixer does not go on from the state in the cache: read from its source.
-
-    Mamba's scan takes no state to begin with, so that several tokens at once start from nothing.
-    RecurrentGemma keeps its state in itself, where any other sequence finds it.
-    """
-    source = inspect.getsource(inspect.unwrap(module_class.forward))
-    restarts = "update_recurrent_state" in source and "initial_state" not in source
-    return restarts or "self.conv1d_state" in source
-
-
-@lru_cache(maxsize=256)
-def continuing(mixer_class: Any) -> type[nn.Module]:
-    """A subclass of a recurrent mixer that goes on from the state in the cache.
-
-    Several tokens at once, as in chunked prefill, are run one by one where there is a state; a
-    state that the mixer keeps in itself is read from the cache and put back into it.
-    """
-    names = list(inspect.signature(mixer_class.forward).parameters)[1:]
-    inside = "self.conv1d_state" in inspect.getsource(inspect.unwrap(mixer_class.forward))
-
-    class Continuing(mixer_class):  # type: ignore[misc]
-        conv1d_state: Any
-
-        @wraps(mixer_class.forward)
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            given = dict(zip(names, args, strict=False)) | kwargs
-            cache = next((given[name] for name in CACHE_NAMES if given.get(name) is not None), None)
-            if cache is None:
-                return super().forward(**given)
-            hidden = given.pop(names[0])
-            one_call = partial(self._with_state, cache) if inside else super().forward
-            tokens = hidden.shape[1]
-            if tokens == 1 or not cache.has_previous_state(self.layer_idx):
-                return one_call(hidden, **given)
-            parts = [one_call(hidden[:, t : t + 1], **at(given, t, tokens)) for t in range(tokens)]
-            states = torch.cat([unpair(part) for part in parts], dim=1)
-            return (states, *parts[-1][1:]) if isinstance(parts[-1], tuple) else states
-
-        def _with_state(self, cache: Cache, hidden: Tensor, **given: Any) -> Any:
-            self.conv1d_state = cache.get_conv_state(self.layer_idx)
-            self.rg_lru.recurrent_states = cache.get_recurrent_state(self.layer_idx)
-            output = super().forward(hidden, **given | {"use_cache": True})
-            cache.update_conv_state(self.conv1d_state, self.layer_idx)
-            cache.update_recurrent_state(self.rg_lru.recurrent_states, self.layer_idx)
-            self.conv1d_state = self.rg_lru.recurrent_states = None
-            return output
-
-        def __reduce__(self) -> tuple[Any, ...]:  # a class made here cannot be found by its name
-            return new_of, (continuing, mixer_class), self.__dict__
-
-    return named_like(Continuing, mixer_class)
-
-
-def at(arguments: Arguments, token: int, tokens: int) -> Arguments:
-    """One token's part of the arguments for several: masks and positions, (batch, tokens, ...)."""
-    return {
-        name: value[:, token : token + 1]
-        if isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == tokens
-        else value
-        for name, value in arguments.items()
-    }
-
-
-def named_like(made: type[nn.Module], original: Any) -> type[nn.Module]:
-    """Give a subclass made here the name of its original: accelerate and PEFT look at names."""
-    made.__name__ = made.__qualname__ = original.__name__
-    return made
-
-
-def new_of(make: Callable[[Any], type[nn.Module]], original: Any) -> nn.Module:
-    """An empty module of a class that is made here, for pickle and copy to fill."""
-    return make(original).__new__(make(original))
-
-
-def causal_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]  # type: ignore[return-value]
-
-
-def owner_of(root: nn.Module, module: nn.Module) -> tuple[nn.Module, str]:
-    """The module of `root` that holds `module`, and under which name."""
-    path = next(path for path, candidate in root.named_modules() if candidate is module)
-    parent, _, name = path.rpartition(".")
-    return root.get_submodule(parent), name
-
-
-def replace(root: nn.Module, module: nn.Module, stand_in: Any) -> None:
-    """Put something that is no module of `root` in the place of one of its modules."""
-    parent, name = owner_of(root, module)
-    del parent._modules[name]
-    parent.__dict__[name] = stand_in
-
-
-def take_apart(config: HybridConfig) -> dict[str, DonorParts]:
-    """All donors of a hybrid, built with the attention and experts implementation it asks for.
-
-    Where it asks for none, each class chooses its own default, as it does when loaded natively.
-    """
-    donors = {}
-    for name in config.donors:
-        if hasattr(nn.ModuleDict, name):
-            raise ValueError(f"no donor can be called {name!r}: torch's modules have that already")
-        donor_config = config.donor_config(name)
-        model_class = causal_class(donor_config)
-        wanted = supported_attention(model_class, config._attn_implementation)
-        donor_config._attn_implementation = wanted
-        if model_class._can_set_experts_implementation():
-            donor_config._experts_implementation = config._experts_implementation
-        donors[name] = DonorParts(name, donor_config)
-    return donors
-
-
-def supported_attention(model_class: type[PreTrainedModel], wanted: str | None) -> str | None:
-    """The attention implementation that a donor gets when the hybrid is asked for `wanted`."""
-    supported = True
-    if wanted == "sdpa":
-        supported = model_class._supports_sdpa
-    elif wanted == "flex_attention":
-        supported = model_class._supports_flex_attn
-    elif wanted is not None and "flash" in wanted:
-        supported = model_class._supports_flash_attn
-    if not supported and wanted != "sdpa":
-        logger.warning_once(f"{model_class.__name__} has no {wanted}: its layers stay eager")
-    return wanted if supported else "eager"
-
-
-# ---- 2. Recording ------------------------------------------------------------------------------
-
-
-class PerThread(threading.local):
-    """What a forward leaves for another part of itself; two requests may run at a time.
-
-    `own` is an object of its own, since torch.compile loses what a forward writes into a
-    `threading.local` itself where the graph breaks.
-    """
-
-    def __init__(self, kind: Callable[[], Any]) -> None:
-        self.kind, self.own = kind, kind()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.kind,)
-
-
-class Tape:
-    """What one skeleton's forward notes: the first hidden state and each layer's arguments."""
-
-    def __init__(self) -> None:
-        self.first: Any = None
-        self.calls: dict[int, Arguments] = {}
-        # Run in the place of the last layer: gives the hidden state after the whole stack.
-        self.stack: Callable[[], Tensor] | None = None
-        # The skeleton sees its own layers' part of the cache; the layers get the whole.
-        self.view: Cache | None = None
-        self.cache: Cache | None = None
-
-
-MORE = object()  # stands for whatever a layer gives beside its hidden state
-
-
-class Recorder:
-    """Takes the place of one donor layer in the skeleton."""
-
-    def __init__(self, layer: nn.Module, index: int, depth: int, tapes: PerThread) -> None:
-        for name in {*vars(layer), *vars(type(layer))}:  # some forwards read e.g. `block_type`
-            value = getattr(layer, name)
-            if not name.startswith("_") and isinstance(value, (str, int, float, bool, type(None))):
-                setattr(self, name, value)
-        self.index, self.depth, self.tapes = index, depth, tapes
-        self.names = list(inspect.signature(layer.forward).parameters)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, object]:
-        arguments, tape = dict(zip(self.names, args, strict=False)) | kwargs, self.tapes.own
-        hidden = unpair(arguments.pop(self.names[0]))
-        if self.index == 0:
-            tape.first = hidden
-        for name, value in arguments.items():
-            if value is tape.view and value is not None:
-                arguments[name] = tape.cache
-            elif value is MORE:
-                raise NotImplementedError(f"donor layers hand each other more than a state: {name}")
-        tape.calls[self.index] = arguments
-        if tape.stack is not None and self.index == self.depth - 1:
-            hidden = tape.stack()
-        return hidden, MORE  # a pair fits both `h = layer(...)` and `h, _ = layer(...)`
-
-
-def unpair(hidden: Any) -> Any:
-    return hidden[0] if isinstance(hidden, tuple) else hidden
-
-
-class StandIn:
-    """Stands for `owner.<name>` in a skeleton without being its module a second time.
-
-    By name, since PEFT and `resize_token_embeddings` replace modules.
-    """
-
-    def __init__(self, owner: nn.Module, name: str) -> None:
-        self.__dict__.update(owner=owner, name=name)
-
-    def __call__(self, hidden: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.owner, self.name)(unpair(hidden), *args, **kwargs)
-
-    def __getattr__(self, key: str) -> Any:
-        if key.startswith("__"):  # copy and pickle probe these before there is an owner
-            raise AttributeError(key)
-        return getattr(getattr(self.owner, self.name), key)
-
-
-class NoNorm:
-    """Takes the place of the final norm in a skeleton whose outcome nobody reads.
-
-    NanoChat calls it on the embeddings too, where it counts; there it has no weights.
-    """
-
-    def __init__(self, norm: nn.Module, tapes: PerThread) -> None:
-        self.norm = None if any(True for _ in norm.parameters()) else norm
-        self.tapes = tapes
-
-    def __call__(self, hidden: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.tapes.own.calls:
-            return unpair(hidden)
-        if self.norm is None:
-            raise NotImplementedError("a donor that norms its embeddings too must be the head")
-        return self.norm(hidden, *args, **kwargs)
-
-
-class Accepts:
-    """Picks the keyword arguments that a forward takes; its signature is read only once."""
-
-    def __init__(self, module_class: type[nn.Module]) -> None:
-        parameters = inspect.signature(module_class.forward).parameters
-        self.names = frozenset(parameters)
-        self.any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-    def __call__(self, arguments: Arguments) -> Arguments:
-        if self.any:
-            return arguments
-        return {name: value for name, value in arguments.items() if name in self.names}
-
-
-class Skeleton:
-    """What is left of a donor: it prepares each step as transformers does.
-
-    The donor's base model itself is `model.donors[name]`, so that its few parameters and buffers
-    (GPT-2's positions, rotary tables) belong to the hybrid, and hooks of accelerate reach it.
-    """
-
-    def __init__(self, model: "HybridModel", donor: DonorParts) -> None:
-        self.model, self.name, self.tapes = model, donor.name, PerThread(Tape)
-        base, depth = donor.base, len(donor.layers)
-        self.depth, self.width = depth, donor.shell.config.hidden_size
-        self.layers_at = owner_of(base, donor.layers)
-        recorders = [Recorder(m, i, depth, self.tapes) for i, m in enumerate(donor.layers)]
-        replace(base, donor.layers, recorders)
-        if any(module is donor.embedding for module in base.modules()):
-            replace(base, donor.embedding, StandIn(model, "embed_tokens"))
-        if donor.norm is not None:
-            is_head = donor.name == model.config.head
-            no_norm = NoNorm(donor.norm, self.tapes)
-            replace(base, donor.norm, StandIn(model, "norm") if is_head else no_norm)
-        self.accepts = Accepts(type(base))
-        # Bamba counts positions from 0 at every step if it is not told them.
-        counts = "get_seq_length" in inspect.getsource(inspect.unwrap(type(base).forward))
-        self.needs_positions = not counts and "position_ids" in self.accepts.names
-        self.cache_name = next((n for n in CACHE_NAMES if n in self.accepts.names), "")
-        if not self.cache_name:
-            donor.refuse("its model takes no cache of transformers")
-        if "inputs_embeds" not in self.accepts.names:
-            donor.refuse("its model takes no inputs_embeds")
-
-    @property
-    def tape(self) -> Tape:
-        """What this thread's last run noted."""
-        tape: Tape = self.tapes.own
-        return tape
-
-    def run(
-        self,
-        inputs: Arguments,
-        step: Arguments,
-        cache: Cache | None,
-        stack: Callable[[], Tensor] | None = None,
-    ) -> Tensor:
-        """Run the donor's own forward; the tape then holds the arguments of every layer.
-
-        With `stack`, that runs in the place of the last layer, and the result is what the donor
-        makes of its outcome: the last hidden state after the final norm.
-        """
-        tape = self.tape
-        tape.cache, tape.view = cache, self._view(cache)
-        tape.stack, tape.calls = stack, {}
-        arguments = self.accepts(step) | inputs | {self.cache_name: tape.view}
-        if self.needs_positions and cache is not None and arguments.get("position_ids") is None:
-            ids = next(iter(inputs.values()))
-            positions = torch.arange(ids.shape[1], device=ids.device)
-            arguments["position_ids"] = (positions + cache.get_seq_length())[None]
-        try:
-            hidden = unpair(self.model.donors[self.name](**arguments)[0])
-        finally:
-            tape.stack = tape.cache = tape.view = None
-        if len(tape.calls) != self.depth:  # a donor that drops layers while training
-            raise RuntimeError(f"donor {self.name} called {len(tape.calls)} of {self.depth} layers")
-        return hidden
-
-    def placeholder(self, hidden: Tensor) -> Arguments:
-        """Inputs for a run that only records: the right shape.
-
-        Not a number: should the donor make an argument of its layers out of the embedded tokens,
-        the result shows it at once, and no build of such a stack passes its check.
-        """
-        # Not one number expanded, which would take no memory: CTRL writes into its input.
-        return {"inputs_embeds": hidden.new_full((*hidden.shape[:2], self.width), float("nan"))}
-
-    def clear(self) -> None:
-        self.tape.calls, self.tape.first = {}, None
-
-    def _view(self, cache: Cache | None) -> Cache | None:
-        """The cache as the donor's mask code must see it: only the slots that are its own.
-
-        Two donors may have different windows: each must find its own when it looks for the first
-        sliding layer. A donor whose slots are all recurrent is given one entry that knows the
-        number of tokens.
-        """
-        if cache is None or len(self.model.donors) == 1:
-            return cache
-        owners = zip(cache.layers, self.model.cache_donors, strict=False)
-        own = [layer for layer, owner in owners if owner == self.name]
-        if not any(isinstance(layer, CacheLayerMixin) for layer in own):
-            own.append(next(m for m in cache.layers if isinstance(m, CacheLayerMixin)))
-        return Cache(layers=own)
-
-
-# ---- 3. Running the slots ----------------------------------------------------------------------
-
-
-class LinearBridge(nn.Module):
-    """An affine map from one donor's stream to the next one's, after an optional RMS norm."""
-
-    def __init__(self, options: Arguments) -> None:
-        super().__init__()
-        width, eps = options["in"], options.get("eps", 1e-6)
-        self.norm = nn.RMSNorm(width, eps=eps) if options.get("norm") else None
-        self.proj = nn.Linear(width, options["out"], bias=bool(options.get("bias")))
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.proj(hidden_states if self.norm is None else self.norm(hidden_states))
-
-
-class IdentityBridge(nn.Module):
-    """Nothing: the next donor reads the stream as it is."""
-
-    def __init__(self, options: Arguments) -> None:
-        super().__init__()
-        if options["in"] != options["out"]:
-            raise ValueError(f"an identity bridge from width {options['in']} to {options['out']}")
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return hidden_states
-
-
-class LowRankBridge(nn.Module):
-    """An affine map of low rank; at equal widths it is added to the stream."""
-
-    def __init__(self, options: Arguments) -> None:
-        super().__init__()
-        width, rank, eps = options["in"], options["rank"], options.get("eps", 1e-6)
-        self.norm = nn.RMSNorm(width, eps=eps) if options.get("norm") else None
-        self.down = nn.Linear(width, rank, bias=False)
-        self.up = nn.Linear(rank, options["out"], bias=bool(options.get("bias")))
-        self.adds = width == options["out"]
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        hidden = hidden_states if self.norm is None else self.norm(hidden_states)
-        change = self.up(self.down(hidden))
-        return hidden + change if self.adds else change
-
-
-# A bridge of kind `block` is the linear map; the layer behind it stands in a slot of its own.
-BRIDGES = {
-    "linear": LinearBridge,
-    "block": LinearBridge,
-    "lowrank": LowRankBridge,
-    "identity": IdentityBridge,
-}
-
-
-class SwappedModule(nn.Module):
-    """A mixer or MLP of another donor in the place of one of a host layer's own.
-
-    The host calls it as it called its own and gets back what it would have got; the arguments
-    that the other donor's layer would have passed on are laid ready by `SwapHost`.
-    """
-
-    def __init__(self, module: nn.Module, replaced: nn.Module, spec: Arguments) -> None:
-        super().__init__()
-        self.module, self.ready = module, PerThread(dict)  # the arguments laid ready for it
-        self.accepts, self.returns_tuple = Accepts(type(module)), returns_tuple(type(replaced))
-        bridges = {side: BRIDGES[b["kind"]](b) for side, b in spec.get("bridges", {}).items()}
-        self.enter, self.leave = bridges.get("enter"), bridges.get("leave")
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        given, names = dict(self.ready.own), self.accepts.names
-        cache = next((given.pop(name) for name in CACHE_NAMES if name in given), None)
-        taken = [name for name in CACHE_NAMES if name in names]
-        if not taken and self.accepts.any:  # RecurrentGemma's passes it on unseen: `continuing`
-            taken = [CACHE_NAMES[0]]
-        given |= dict.fromkeys(taken, cache)
-        if "cache_params" in names and "mamba_attention_mask" in given:
-            given["attention_mask"] = given["mamba_attention_mask"]  # FalconH1 layers get two masks
-        hidden = hidden_states if self.enter is None else self.enter(hidden_states)
-        hidden = unpair(self.module(hidden, **self.accepts(given)))
-        hidden = hidden if self.leave is None else self.leave(hidden)
-        return (hidden, None) if self.returns_tuple else hidden
-
-
-def returns_tuple(module_class: type[nn.Module]) -> bool:
-    """Whether a module's forward gives `(hidden, something)`: read from its source."""
-    source = textwrap.dedent(inspect.getsource(inspect.unwrap(module_class.forward)))
-    returns = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Return))
-    return any(isinstance(node.value, ast.Tuple) for node in returns)
-
-
-@lru_cache(maxsize=256)
-def swap_host(layer_class: Any) -> type[nn.Module]:
-    """A subclass of a donor's layer that hands its swapped sub-modules their arguments.
-
-    A subclass, so that the arguments are part of what gradient checkpointing saves and replays:
-    transformers' layers checkpoint their outermost forward.
-    """
-
-    class SwapHost(layer_class):  # type: ignore[misc]
-        def forward(self, hidden_states: Any, *, swapped: Arguments, **kwargs: Any) -> Any:
-            for path, arguments in swapped.items():
-                self.get_submodule(path).ready.own.update(arguments)
-            try:
-                return super().forward(hidden_states, **kwargs)
-            finally:
-                for path in swapped:
-                    self.get_submodule(path).ready.own.clear()
-
-        def __reduce__(self) -> tuple[Any, ...]:  # a class made here cannot be found by its name
-            return new_of, (swap_host, layer_class), self.__dict__
-
-    return named_like(SwapHost, layer_class)
 
 
 class HybridPreTrainedModel(PreTrainedModel):
@@ -1008,49 +499,6 @@ def untouched(tensors: list[Tensor]) -> Iterator[None]:
     finally:
         for tensor in marked:
             del tensor._is_hf_initialized  # type: ignore[attr-defined]
-
-
-def count_tokens(cache: Cache | None) -> None:
-    """Give the cache of a stack without any attention layer one more entry that counts tokens.
-
-    Recurrent layers do not know how many tokens they have seen, but donors like Qwen3-Next ask the
-    cache for it. An ordinary entry whose keys have width one can all that generation asks for;
-    transformers takes one of width zero for empty.
-    """
-    if cache is not None and not any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
-        cache.layers.append(DynamicLayer())
-
-
-def note_length(cache: Cache | None) -> None:
-    """Note in a cache that has recurrent states how many tokens are in them."""
-    length = croppable_length(cache)
-    if length is not None:
-        cache.__dict__["_hybridize_length"] = length
-
-
-def refuse_cropped(cache: Cache | None) -> None:
-    """`Cache.crop` takes tokens back from attention, but leaves a recurrent state as it is."""
-    length = croppable_length(cache)
-    if length is not None and 0 < length < cache.__dict__.get("_hybridize_length", 0):
-        raise ValueError(
-            "this cache was cropped, but its recurrent states cannot go back to an earlier token: "
-            "start again with an empty cache"
-        )
-
-
-def croppable_length(cache: Cache | None) -> int | None:
-    """Tokens in a cache that has recurrent states beside entries that can be cropped, else None."""
-    if cache is None or torch.compiler.is_compiling():
-        return None
-    recurrent = any(
-        any(getattr(layer, "is_recurrent_states_initialized", {}).values())
-        for layer in cache.layers
-    )
-    counter = next((layer for layer in cache.layers if isinstance(layer, DynamicLayer)), None)
-    return counter.get_seq_length() if recurrent and counter is not None else None
-
-
-# ---- 4. The head -------------------------------------------------------------------------------
 
 
 class HeadInput(tuple[Any, ...]):

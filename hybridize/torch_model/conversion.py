@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hybridize.errors import HybridizeError
-from hybridize.runtime.modeling_hybridize import DonorParts, causal_class
+from hybridize.runtime.donor_parts import DonorParts, causal_class
 from hybridize.torch_model.symbolic import NotBytewise, Symbolic
 
 #: name on disk -> (safetensors dtype, shape)

@@ -15,7 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from hybridize.architectures.residual import is_output
 from hybridize.errors import HybridizeError
 from hybridize.runtime.configuration_hybridize import HybridConfig, read_config
-from hybridize.runtime.modeling_hybridize import DonorParts, HybridForCausalLM
+from hybridize.runtime.donor_parts import DonorParts
+from hybridize.runtime.modeling_hybridize import HybridForCausalLM
 from hybridize.torch_model.conversion import (
     DiskTensors,
     convert_names,

@@ -17,7 +17,7 @@ from hybridize.assembler.plan.stack import Bridge
 from hybridize.errors import HybridizeError
 from hybridize.model.states import State
 from hybridize.plugins import plugin_names
-from hybridize.runtime import modeling_hybridize as runtime
+from hybridize.runtime import bridges as runtime
 from hybridize.torch_model.regression import Affine, Sums, ridge
 from tests.support.arrows import ROOT, modules
 
@@ -99,7 +99,7 @@ def test_no_other_module_names_a_kind(kind: str) -> None:
         for node in ast.walk(ast.parse((ROOT / module).read_text()))
         if isinstance(node, ast.Constant) and node.value == kind
     }
-    assert named == {"hybridize/runtime/modeling_hybridize.py"}
+    assert named == {"hybridize/runtime/bridges.py"}
 
 
 @pytest.mark.parametrize(("kind", "widths"), CASES)
