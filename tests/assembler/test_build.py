@@ -97,11 +97,15 @@ assert type(native).__module__.startswith("transformers.models.llama"), type(nat
 assert type(hybrid).__module__.startswith("transformers_modules"), type(hybrid)
 ids = torch.arange(3, 15)[None]
 assert torch.equal(native(ids).logits, hybrid(ids).logits)
+hybrid.save_pretrained("again")  # all of its code goes along
+again = AutoModelForCausalLM.from_pretrained("again", trust_remote_code=True)
+assert torch.equal(again(ids).logits, hybrid(ids).logits)
 print("same")
 """
     env = os.environ | {
         "HF_HOME": str(donors / "home"),
         "HF_MODULES_CACHE": str(donors / "modules"),
+        "HF_HUB_OFFLINE": "1",
     }
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -112,6 +116,8 @@ print("same")
         check=False,
     )
     assert done.stdout == "same\n", done.stderr
+    code_of = {file.name for file in (donors / "hybrid").glob("*.py")}
+    assert {file.name for file in (donors / "again").glob("*.py")} == code_of
 
 
 def test_shards_hold_at_most_the_size_asked_for(donors: Path) -> None:
