@@ -38,10 +38,10 @@ MANY = (400, 1600)  # layers of nine tensors each: 3,600 and 14,400
 COPY = """
 import json, re, resource, sys, time
 from pathlib import Path
-from hybridize.assembler.copying import copy_outputs
-from hybridize.assembler.outputs import native_outputs
+from hybridize.assembler.assembly.copying import copy_outputs
+from hybridize.assembler.plan.outputs import native_outputs
 from hybridize.assembler.plan import make_plan
-from hybridize.assembler.shards import lay_out
+from hybridize.model.shards import lay_out
 from hybridize.recipe import load_recipe
 started = time.perf_counter()
 plan = make_plan(load_recipe(Path(sys.argv[1])))

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hybridize.architectures.residual import SCALES_STREAM, is_output
+from hybridize.architectures.families import family
+from hybridize.architectures.residual import is_output
 from hybridize.assembler.bridges.linear import closest, initial, options, parameters, shapes
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ LAYER = True
 
 def obstacle(layer: Layer, model_type: str) -> str | None:
     """Why a copy of a layer would not begin as nothing, if it would not."""
-    if model_type in SCALES_STREAM:
+    if family(model_type).scales_stream:
         return f"layers of type '{model_type}' scale the stream itself"
     if unknown := _modules_without_output(layer):
         return f"no output projection is known in its {' and '.join(unknown)}"

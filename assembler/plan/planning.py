@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hybridize.architectures import native
-from hybridize.architectures.refused import FIXED_POSITIONS, needs_own_embedding
+from hybridize.architectures.families import family
+from hybridize.architectures.refused import needs_own_embedding
 from hybridize.assembler.plan.bridge_places import add_bridges
 from hybridize.assembler.plan.resolving import resolve_donor
 from hybridize.assembler.plan.stack import Bridge, Slot, make_slots
@@ -68,7 +69,7 @@ class Plan:
     @property
     def bounded_by(self) -> str | None:
         """The donor with the shortest table of positions: beyond it the model cannot read."""
-        bound = [n for n, d in self.donors.items() if d.model_type in FIXED_POSITIONS]
+        bound = [n for n, d in self.donors.items() if family(d.model_type).fixed_positions]
         return min(bound, key=lambda n: self.donors[n].positions or math.inf, default=None)
 
     @property

@@ -14,15 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hybridize.architectures.families import family
+
 # Where a wrapper's own key is false, its class takes the word of the language model in it.
 _FORWARDED = re.compile(r"""self\.text_config(\.|, ["'])tie_word_embeddings""")
-# These have no tying in their model class, whatever the config says.
-_NEVER_TIED = frozenset({"bailing_hybrid", "inkling_text", "kimi_linear", "nemotron_h"})
-# The language model within these is one with a head, and its config the one that counts.
-_WHOLE_INSIDE = frozenset(
-    {"blip-2", "instructblip", "instructblipvideo", "llama4", "nemotron_h_omni"}
-)
-_ALIASES = {"gpt-sw3": "gpt2"}  # types without a config class of their own
 
 
 def class_default(model_type: str, field: str) -> Any:
@@ -53,7 +48,7 @@ def ties_head(config: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
         text: the language model's part of it; `config` itself if there is no other.
     """
     wrapper = str(config.get("model_type"))
-    if text is config or wrapper in _WHOLE_INSIDE:
+    if text is config or family(wrapper).whole_inside:
         return _says_tied(text)
     if not _declares(wrapper, "tie_word_embeddings"):
         return False
@@ -67,7 +62,7 @@ def ties_head(config: Mapping[str, Any], text: Mapping[str, Any]) -> bool:
 
 def _says_tied(config: Mapping[str, Any]) -> bool:
     model_type = str(config.get("model_type"))
-    if model_type in _NEVER_TIED:
+    if family(model_type).never_tied:
         return False
     if model_type.startswith("lfm2") and "tie_embedding" in config:  # of their first release
         return bool(config["tie_embedding"])
@@ -106,7 +101,7 @@ def _sub_type(model_type: str, value: ast.expr) -> str | None:
 
 def _ancestry(model_type: str) -> Iterator[ast.ClassDef]:
     """The config class of a type, and those that it inherits from within transformers' models."""
-    model_type = _ALIASES.get(model_type, model_type)
+    model_type = family(model_type).same_config_as or model_type
     module = _module(model_type)
     nodes = _classes(module).values()
     node = next((node for node in nodes if _model_type(node) == model_type), None)

@@ -10,8 +10,6 @@ _OUTPUT = re.compile(
     r"fc_out|wo|w2|output_linear|linear_out)(\.|$)"
     r"|(^|\.)(mlp|experts)\.bias$"  # JetMoe
 )
-# Their layers multiply the stream, whatever their projections give.
-SCALES_STREAM = frozenset({"beam", "doge", "gemma4_text", "gemma4_unified_text"})
 
 
 def is_output(name: str) -> bool:

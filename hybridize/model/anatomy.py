@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridize.architectures.defaults import class_default, text_type
+from hybridize.architectures.native import NUM_LAYERS
 from hybridize.errors import HybridizeError
 from hybridize.model.checkpoint import Checkpoint, TensorHeader
 
-DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks")
 PATTERN_KEYS = ("layer_types", "layers_block_type", "hybrid_override_pattern")  # one entry a layer
 WIDTH_KEYS = ("hidden_size", "n_embd", "d_model", "dim", "embedding_size")
 MIXERS = (
@@ -124,7 +124,7 @@ def dissect(checkpoint: Checkpoint) -> Anatomy:
     if depth is None or width is None:
         raise HybridizeError(
             f"config.json has no {'depth' if depth is None else 'width'} "
-            f"({' or '.join(DEPTH_KEYS if depth is None else WIDTH_KEYS)})",
+            f"({' or '.join(NUM_LAYERS if depth is None else WIDTH_KEYS)})",
             fix="is this a decoder language model of transformers?",
             place=place,
         )
@@ -205,7 +205,7 @@ def _depth(config: Mapping[str, Any]) -> int | None:
     patterns = (config.get(key) for key in PATTERN_KEYS)
     spelled = next((len(p) for p in patterns if isinstance(p, list | str) and p), None)
     # Nemotron-H writes its pattern alone; a multimodal config leaves out what is its class's.
-    return _first(config, DEPTH_KEYS) or spelled or _default(config, DEPTH_KEYS)
+    return _first(config, NUM_LAYERS) or spelled or _default(config, NUM_LAYERS)
 
 
 def _default(config: Mapping[str, Any], keys: Iterable[str]) -> int | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hybridize.architectures.families import family
 from hybridize.architectures.refused import refusal, wrapper_refusal
 from hybridize.errors import Finding, HybridizeError
 from hybridize.files.reading import expanded, states_of
@@ -20,13 +21,6 @@ from hybridize.model.tokenizer_files import PATTERNS, tokenizer_files
 
 ALONE = "model"  # what a model is called in memory that is the hybrid of its own layers
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-# What a multimodal class does otherwise than its language model alone.
-WITHIN: Mapping[str, Mapping[str, Any]] = {
-    "aya_vision": {"logit_scale": 1.0},
-    "cohere2_vision": {"logit_scale": 1.0},
-    "granite_speech": {"logits_scaling": 1.0},
-    "granite_speech_plus": {"logits_scaling": 1.0},
-}
 POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 
 
@@ -52,7 +46,7 @@ class Donor:
         text = dict(text_config(self.checkpoint.config))
         if not self.nested:
             return text
-        within = WITHIN.get(str(self.checkpoint.config.get("model_type")), {})
+        within = family(self.checkpoint.config.get("model_type")).within
         return {**text, "tie_word_embeddings": ties(self.checkpoint), **within}
 
     @property

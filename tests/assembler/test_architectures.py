@@ -14,11 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from hybridize.architectures.families import types_with
 from hybridize.architectures.refused import (
-    DECODER_HALVES,
-    FIXED_POSITIONS,
-    REFUSED,
-    SEVERAL_MODELS,
     known_types,
     needs_own_embedding,
     refusal,
@@ -44,8 +41,8 @@ def test_every_type_is_measured_or_refused() -> None:
     for name in known_types():
         assert name in decoders or refusal(name) is not None, name
     assert {name for name in known_types() if refusal(name) is None} == set(ACCEPTED)
-    assert set(REFUSED) - {"hybridize"} <= decoders
-    assert not (DECODER_HALVES | SEVERAL_MODELS) & decoders
+    assert set(types_with("refused")) - {"hybridize"} <= decoders
+    assert not {*types_with("decoder_half"), *types_with("several_models")} & decoders
     assert not [name for name in FAMILIES if refusal(name) is not None]
 
 
@@ -118,7 +115,7 @@ def test_accepted_types_stand_above_another_donors_embedding(model_type: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", sorted(set(REFUSED) - {"hybridize"}))
+@pytest.mark.parametrize("model_type", sorted(set(types_with("refused")) - {"hybridize"}))
 def test_refused_types_can_be_built_tiny(model_type: str) -> None:
     """A reason is given for an architecture that exists; some cannot even run with a cache."""
     assert tiny_config(model_type).model_type == model_type
@@ -136,6 +133,6 @@ def test_what_cannot_read_beyond_its_positions_is_listed(name: str) -> None:
     try:
         model(ids, use_cache=False)
     except (IndexError, RuntimeError):
-        assert name in FIXED_POSITIONS
+        assert name in types_with("fixed_positions")
     else:
-        assert name not in FIXED_POSITIONS
+        assert name not in types_with("fixed_positions")

@@ -136,7 +136,7 @@ def test_documents_are_those_of_any_other_run(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from hybridize.assembler.calibration import gather, plan_calibration
+from hybridize.text.calibration import gather, plan_calibration
 from hybridize.recipe import load_recipe
 recipe = load_recipe(Path("x.yaml"))
 gather(plan_calibration(recipe, []), recipe, Path("again.jsonl"), tokens=64, offline=True)

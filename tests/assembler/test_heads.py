@@ -14,7 +14,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from hybridize.architectures.refused import refusal
 from hybridize.assembler.assembly.fit_report import fit_table
-from hybridize.cpt.plan.model_tensors import read_stack
+from hybridize.cpt.plan.model_tensors import read_model_tensors
 from hybridize.diagnostics.subject.subjects import check_heads, model_subject, recipe_subjects
 from hybridize.errors import HybridizeError
 from hybridize.model.donors import load_donor
@@ -81,7 +81,7 @@ def test_what_has_no_head_is_neither_diagnosed_nor_trained(tmp_path: Path) -> No
     for ask in (
         lambda: check_heads([model_subject(str(folder), offline=True)]),
         lambda: load_folder(folder),
-        lambda: read_stack(folder),
+        lambda: read_model_tensors(folder),
     ):
         with pytest.raises(HybridizeError, match="'base' has no output head, and so no loss"):
             ask()
@@ -150,7 +150,7 @@ def test_a_tied_key_with_another_head_keeps_both(tmp_path: Path) -> None:
     with torch.no_grad():
         ours = load_folder(tmp_path / "a").model(ids).logits
         assert torch.equal(ours, load(tmp_path / "a")(ids).logits)
-    stack = read_stack(tmp_path / "a")
+    stack = read_model_tensors(tmp_path / "a")
     assert not stack.tied
     assert "lm_head.weight" in stack.by_name
 

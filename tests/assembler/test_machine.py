@@ -12,7 +12,7 @@ import pytest
 CHILD = """
 import resource, sys
 import torch
-from hybridize.assembler.machine import use_device
+from hybridize.machine.device import use_device
 if sys.argv[1] == "keep":
     use_device("cpu")
 def fetched():

@@ -83,7 +83,7 @@ def test_a_donor_that_changes_during_a_build_is_noticed(
 CUT = """
 import os, sys
 from pathlib import Path
-from hybridize.assembler.mapping import map_file
+from hybridize.files.mapping import map_file
 mapped = map_file(Path(sys.argv[1]))
 assert mapped[90_000] == 7
 os.truncate(sys.argv[1], 5000)

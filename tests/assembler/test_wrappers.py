@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hybridize.architectures.refused import REFUSED_WRAPPERS, wrapper_refusal
+from hybridize.architectures.families import types_with
+from hybridize.architectures.refused import wrapper_refusal
 from hybridize.errors import HybridizeError
 from hybridize.model.checkpoint import open_checkpoint
 from hybridize.model.donors import load_donor
@@ -53,7 +54,7 @@ def recipe(whole: PreTrainedModel) -> dict[str, Any]:
 
 def test_every_wrapper_is_measured_or_refused() -> None:
     assert set(SOME) <= set(ACCEPTED)
-    assert set(REFUSED_WRAPPERS) <= set(all_wrappers())
+    assert set(types_with("wrapper_refused")) <= set(all_wrappers())
     for name in ACCEPTED:
         assert whole_class(name) is not None, name
 
@@ -114,7 +115,7 @@ def test_heads_of_wrappers_are_those_of_from_pretrained(model_type: str, tmp_pat
         assert donor.has_head is not any(n.endswith("lm_head.weight") for n in info["missing_keys"])
 
 
-@pytest.mark.parametrize("model_type", sorted({*REFUSED_WRAPPERS, "jev", "vibevoice"}))
+@pytest.mark.parametrize("model_type", sorted({*types_with("wrapper_refused"), "jev", "vibevoice"}))
 def test_other_wrappers_are_refused_in_the_plan(model_type: str, tmp_path: Path) -> None:
     reason = wrapper_refusal(model_type)
     save_donor(tmp_path / "a", "llama")

@@ -82,7 +82,7 @@ from hybridize.cli import main
 try:
     main(sys.argv[1:])
 finally:
-    from hybridize.cpt.timing import peak_memory
+    from hybridize.cpt.train.timing import peak_memory
     print(peak_memory(), file=sys.stderr)
 """
 
