@@ -5,13 +5,14 @@ BIN := .venv/bin
 MADE := .venv/.made
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 4
 
-.PHONY: help demo test test-slow check bench bench-bridges bench-diagnose bench-cpt clean
+.PHONY: help demo test test-slow check arrows bench bench-bridges bench-diagnose bench-cpt clean
 
 help:
 	@echo "make demo           train small donors, build and verify every recipe of recipes/demo"
 	@echo "make test           the fast tests"
 	@echo "make test-slow      all tests"
 	@echo "make check          ruff, mypy and the fast tests: what CI runs"
+	@echo "make arrows         which package imports which, as a table"
 	@echo "make bench          what we claim about speed, measured"
 	@echo "make bench-bridges  what we claim about bridges, measured"
 	@echo "make bench-diagnose what we claim about the diagnosis, measured"
@@ -38,6 +39,9 @@ check: $(MADE)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(PYTEST)
+
+arrows: $(MADE)
+	@$(BIN)/python -m tests.support.arrows
 
 bench: $(MADE)
 	$(BIN)/python benchmarks/bench_build.py

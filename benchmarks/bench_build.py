@@ -40,9 +40,9 @@ import json, re, resource, sys, time
 from pathlib import Path
 from hybridize.assembler.assembly.copying import copy_outputs
 from hybridize.assembler.plan.outputs import native_outputs
-from hybridize.assembler.plan import make_plan
+from hybridize.assembler import make_plan
 from hybridize.model.shards import lay_out
-from hybridize.recipe import load_recipe
+from hybridize.recipe.file import load_recipe
 started = time.perf_counter()
 plan = make_plan(load_recipe(Path(sys.argv[1])))
 shards = lay_out(native_outputs(plan), plan.recipe.recipe.shard_size)

@@ -137,7 +137,7 @@ def test_documents_are_those_of_any_other_run(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from hybridize.text.calibration import gather, plan_calibration
-from hybridize.recipe import load_recipe
+from hybridize.recipe.file import load_recipe
 recipe = load_recipe(Path("x.yaml"))
 gather(plan_calibration(recipe, []), recipe, Path("again.jsonl"), tokens=64, offline=True)
 assert not {"torch", "datasets", "transformers", "pyarrow"} & set(sys.modules)

@@ -123,7 +123,7 @@ def test_a_model_that_changes_while_it_is_diagnosed_gets_no_report(
     monkeypatch.setattr(diagnosing, "diagnose_models", lambda *_, **__: other_config(tmp_path))
     report, text = tmp_path / "report", str(tmp_path / "text.txt")
     with pytest.raises(HybridizeError, match=r"config\.json: changed while it was in use"):
-        diagnosing.run(str(tmp_path / "a"), text=[text], out=report, offline=True)
+        diagnosing.diagnose(str(tmp_path / "a"), text=[text], out=report, offline=True)
     assert not report.exists()
 
 
