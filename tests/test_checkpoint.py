@@ -201,9 +201,9 @@ def test_infinity_survives_a_config() -> None:
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("a\0b", "which is no name of a file"),
-        ("x" * 5000, "which is no name of a file"),
-        ("pipe", "is no regular file"),
+        ("a\0b", "which is not a file name"),
+        ("x" * 5000, "which is not a file name"),
+        ("pipe", "is not a regular file"),
     ],
 )
 def test_a_shard_that_cannot_be_opened_is_refused(tmp_path: Path, name: str, found: str) -> None:
@@ -222,7 +222,7 @@ def test_no_pipe_is_opened(tmp_path: Path, file: str) -> None:
     write(tmp_path / "model.safetensors", {"a": entry(0, 1)}, b"1")
     (tmp_path / file).unlink()
     os.mkfifo(tmp_path / file)
-    with pytest.raises(HybridizeError, match="is no regular file"):
+    with pytest.raises(HybridizeError, match="is not a regular file"):
         open_checkpoint(tmp_path)
 
 

@@ -213,7 +213,7 @@ def test_a_folder_of_the_users_is_never_overwritten(
 ) -> None:
     (tmp_path / "llama").mkdir()
     (tmp_path / "llama" / "thesis.txt").write_text("precious")
-    with pytest.raises(HybridizeError, match="is no donor of the demo"):
+    with pytest.raises(HybridizeError, match="is not a donor of the demo"):
         train_donors(tmp_path, corpus, say=_quiet, processes=1)
     assert (tmp_path / "llama" / "thesis.txt").read_text() == "precious"
 

@@ -70,7 +70,7 @@ x.yaml:9:36: slots[1].bridge: unknown bridge kind 'liner'
   fix: did you mean 'linear'? (known: block, identity, linear, lowrank)
 x.yaml:10:39: slots[2].mixer.from: no donor is called 'z'
   fix: known: a, b
-x.yaml:10:49: slots[2].mixer.layer: 'x' is no whole number
+x.yaml:10:49: slots[2].mixer.layer: 'x' is not a whole number
 x.yaml:11:5: slots[3]: no layers
 x.yaml:12:5: slots[4]: both 'layer' and 'layers'
   fix: write layers: 0-7, or layer: 3 for a single one
@@ -80,7 +80,7 @@ x.yaml:13:29: bridges.where: unknown where 'all'
   fix: known: auto, changes, width-changes, none, or a list of slots
 x.yaml:14:9: target: unknown target 'natve'
   fix: did you mean 'native'? (known: auto, native, hybrid)
-x.yaml:15:13: shard_size: '5' is no size
+x.yaml:15:13: shard_size: '5' is not a size
   fix: write 5GB, say; units: KB, MB, GB, KiB, MiB, GiB"""
     )
 
@@ -140,11 +140,11 @@ x.yaml:13:41: calibration.data[5].revision: files have no revision
   fix: remove the key revision, or write dataset: HUB-ID
 x.yaml:14:7: calibration.data[6]: both 'files' and 'dataset'
   fix: write files: FILE-OR-PATTERN, or dataset: HUB-ID
-x.yaml:14:34: calibration.data[6].files: 3 is no file
+x.yaml:14:34: calibration.data[6].files: 3 is not a file
   fix: write texts/a.txt, a pattern such as src/**/*.py, or a list of both
 x.yaml:15:26: calibration.data[7].feild: unknown key 'feild'
   fix: did you mean 'field'? {known}
-x.yaml:16:7: calibration.data[8]: 3 is no mapping
+x.yaml:16:7: calibration.data[8]: 3 is not a mapping
   fix: known: name, files, dataset, subset, revision, split, field, weight
 x.yaml:17:11: calibration.stream: unknown stream 'donors'
   fix: did you mean 'donor'? (known: hybrid, donor)
@@ -217,12 +217,12 @@ def test_what_is_no_range_is_refused_in_place(tmp_path: Path, layers: str) -> No
             "one single layer",
         ),
         (f"{DONORS}slots: [{{from: a, layer: 1}}]\nversion: 2", "unknown version '2'"),
-        (f"{DONORS}slots: [{{from: a, layer: 1}}]\nname: ../x", "'../x' is no name"),
+        (f"{DONORS}slots: [{{from: a, layer: 1}}]\nname: ../x", "'../x' is not a valid name"),
         (
             f"{DONORS}slots: [{{from: a, layer: 1}}]\nbridges: {{where: [-1]}}",
-            "'-1' is no slot",
+            "'-1' is not a slot",
         ),
-        ("donors: {a b: {model: x}}\nslots: [{from: a b, layer: 1}]", "'a b' is no name"),
+        ("donors: {a b: {model: x}}\nslots: [{from: a b, layer: 1}]", "'a b' is not a valid name"),
         ("donors: {a: {model: x, merge: y}}\nslots: [{from: a, layer: 1}]", "both 'model' and"),
         (
             f"{DONORS}slots: [{{from: a, layer: 1}}]\ncalibration: {{data: []}}",

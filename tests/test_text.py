@@ -187,8 +187,8 @@ def test_a_huge_file_is_read_only_as_far_as_needed(tmp_path: Path) -> None:
         ),
         (
             "blank.txt",
-            "x.yaml:5:7: calibration.data[0]: the text of 'blank' is empty: no document has a "
-            "letter\n  fix: name other files or another field",
+            "x.yaml:5:7: calibration.data[0]: the text of 'blank' is empty: its documents are "
+            "only whitespace\n  fix: name other files or another field",
         ),
         (
             "latin.txt",
@@ -202,13 +202,13 @@ def test_a_huge_file_is_read_only_as_far_as_needed(tmp_path: Path) -> None:
         ),
         (
             "broken.jsonl",
-            "x.yaml:5:7: calibration.data[0]: broken.jsonl:2: is no JSON object: Expecting value, "
-            "column 10\n  fix: write one JSON object in each line; `jq -c '.[]' a.json > a.jsonl` "
-            "parts a list",
+            "x.yaml:5:7: calibration.data[0]: broken.jsonl:2: is not a JSON object: Expecting "
+            "value, column 10\n  fix: write one JSON object in each line; "
+            "`jq -c '.[]' a.json > a.jsonl` parts a list",
         ),
         (
             "list.json",
-            "x.yaml:5:7: calibration.data[0]: list.json:1: is no JSON object, but of type list\n"
+            "x.yaml:5:7: calibration.data[0]: list.json:1: is not a JSON object, but of type list\n"
             "  fix: write one JSON object in each line",
         ),
         (
@@ -218,7 +218,7 @@ def test_a_huge_file_is_read_only_as_far_as_needed(tmp_path: Path) -> None:
         ),
         (
             "{files: rows.jsonl, field: id}",
-            "x.yaml:5:15: calibration.data[0].files: rows.jsonl:1: the field 'id' is no string, "
+            "x.yaml:5:15: calibration.data[0].files: rows.jsonl:1: the field 'id' is not a string, "
             "but of type int\n  fix: field: NAME; known: texts",
         ),
         (
@@ -233,12 +233,12 @@ def test_a_huge_file_is_read_only_as_far_as_needed(tmp_path: Path) -> None:
         ),
         (
             "{files: rows.parquet, field: id}",
-            "x.yaml:5:15: calibration.data[0].files: rows.parquet: the column 'id' is no string, "
-            "but int64\n  fix: field: NAME; known: texts",
+            "x.yaml:5:15: calibration.data[0].files: rows.parquet: the column 'id' is not a "
+            "string, but int64\n  fix: field: NAME; known: texts",
         ),
         (
             "no.arrow",
-            "x.yaml:5:7: calibration.data[0]: no.arrow: is no Arrow file that can be read: "
+            "x.yaml:5:7: calibration.data[0]: no.arrow: cannot be read as Arrow: "
             "Expected to read 1954047348 metadata bytes, but only read 10",
         ),
         (
@@ -248,13 +248,13 @@ def test_a_huge_file_is_read_only_as_far_as_needed(tmp_path: Path) -> None:
         ),
         (
             "no.parquet",
-            "x.yaml:5:7: calibration.data[0]: no.parquet: is no parquet file that can be read: "
+            "x.yaml:5:7: calibration.data[0]: no.parquet: cannot be read as parquet: "
             "Parquet magic bytes not found in footer. Either the file is corrupted or this is not "
             "a parquet file.",
         ),
         (
             "torn.txt.gz",
-            "x.yaml:5:7: calibration.data[0]: torn.txt.gz: is no whole gzip file\n"
+            "x.yaml:5:7: calibration.data[0]: torn.txt.gz: is not a complete gzip file\n"
             "  fix: fetch or pack it again",
         ),
         (

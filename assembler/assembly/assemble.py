@@ -174,7 +174,7 @@ def _refuted(plan: Plan, reason: str) -> Plan:
     """The plan as a hybrid; an error where the recipe insists on a native target."""
     if plan.recipe.recipe.target == "native":
         raise HybridizeError(
-            f"this stack is no native model: {reason}",
+            f"this stack is not a native model: {reason}",
             fix="write target: auto (or hybrid)",
             place=plan.recipe.place("target"),
         )

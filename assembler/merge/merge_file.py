@@ -233,7 +233,7 @@ def _reference(value: Any, base: Path, place: str) -> tuple[str, str | None]:
         name, _, lora = value.partition("+") if lora is None else (value, "", lora)
         path, _, revision = name.partition("@")
     else:
-        raise HybridizeError(f"{value!r:.60} is no model", fix="a folder or hub id", place=place)
+        raise HybridizeError(f"{value!r:.60} is not a model", fix="a folder or hub id", place=place)
     if lora:
         raise HybridizeError(
             "an adapter on top of a model cannot be merged from here",
@@ -307,7 +307,7 @@ def _layers(value: Any, donor: Donor, place: str, findings: list[Finding]) -> ra
         return range(0)
     first, end = pair
     if not 0 <= first < end <= donor.depth:
-        found = f"[{first}, {end}] is no range of the {donor.depth} layers of '{donor.name}'"
+        found = f"[{first}, {end}] is not a range of the {donor.depth} layers of '{donor.name}'"
         fix = f"mergekit's ranges leave out their end: [0, {donor.depth}] is all of them"
         findings.append(Finding(found, fix, place))
     return range(first, end)

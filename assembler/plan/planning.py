@@ -389,7 +389,7 @@ def _target(
     if asked == "native":
         findings.append(
             Finding(
-                f"this stack is no native model: {obstacle}",
+                f"this stack is not a native model: {obstacle}",
                 fix="write target: auto (or hybrid)",
                 place=recipe.place("target"),
             )

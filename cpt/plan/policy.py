@@ -165,7 +165,7 @@ def _kind_and_value(entry: Entry) -> tuple[str, Any]:
         kind, value = next(iter(entry.items()))
         return str(kind), value
     raise HybridizeError(
-        f"{entry!r:.60} is no freeze policy",
+        f"{entry!r:.60} is not a freeze policy",
         fix="write a kind such as bridges, or one with its value: {shallow: 0.25}",
     )
 
@@ -183,7 +183,7 @@ def auto(trace: Mapping[str, Any], stack: ModelTensors) -> Prior:
     """
     if trace.get("format") != TRACE_FORMAT or not isinstance(trace.get("models"), list):
         raise HybridizeError(
-            "this is no trace that this version of hybridize reads",
+            "this is not a trace that this version of hybridize reads",
             fix="make one: hybridize diagnose MODEL",
         )
     boundary = _diagnosis(trace["models"], stack).get("boundary")

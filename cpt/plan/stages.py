@@ -103,7 +103,7 @@ def _prior(recipe: RecipeFile, stack: ModelTensors, entry: Entry, place: str) ->
     try:
         trace = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        reason = "is no JSON" if isinstance(error, ValueError) else "is not there"
+        reason = "is not JSON" if isinstance(error, ValueError) else "is not there"
         raise HybridizeError(
             f"auto goes by a diagnosis of the model, and {file} {reason}",
             fix="make one: hybridize diagnose RECIPE; or name it: {auto: TRACE.json}",

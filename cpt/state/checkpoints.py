@@ -94,7 +94,7 @@ def newest_whole(folder: Path, identity: Identity) -> Path | None:
         raise CheckFailed(
             f"none of the {len(found)} checkpoints is whole: {found[0].name} and those before it "
             "lack files, or have others than they were written with",
-            fix="begin anew with --force",
+            fix="start over with --force",
             place=str(folder),
         )
     return None

@@ -62,7 +62,7 @@ def check_same(noted: Identity, now: Identity, place: Path) -> None:
         raise CheckFailed.of(
             Finding(
                 text,
-                "train into another folder, or begin anew with --force"
+                "train into another folder, or start over with --force"
                 if i == len(found) - 1
                 else None,
                 str(place),

@@ -90,7 +90,7 @@ class Guards:
     def _stop(self, found: str, step: int, way_on: str | None = None) -> None:
         """Raise; the trainer then writes a checkpoint of what there was before."""
         there = f"checkpoint-{step} holds what was learnt before; " if step else ""
-        anew = "lower the learning rate, or look at the text, and begin anew with --force"
+        anew = "lower the learning rate, or look at the text, and start over with --force"
         fix = f"{there}{way_on}; or {anew}" if way_on else f"{there}{anew}"
         raise CheckFailed(found, fix=fix, place=str(self.folder))
 

@@ -152,7 +152,7 @@ def run_stage(run: TrainingRun, index: int, stage: Stage, learnt: State, tell: T
         if not result.file.is_file() or content_hash(result.file) != result.blake3:
             raise CheckFailed(
                 "what this stage has trained is not what was written",
-                fix="begin anew with --force",
+                fix="start over with --force",
                 place=str(result.file),
             )
         return result

@@ -300,7 +300,7 @@ class CptTrainer(Trainer):
             raise HybridizeError(
                 f"this checkpoint was written {'by' if by_deepspeed else 'without'} DeepSpeed, "
                 "which keeps the optimizer's state in a way of its own",
-                fix="go on as the training began, or begin anew with --force",
+                fix="go on as the training began, or start over with --force",
                 place=checkpoint,
             )
         if self.is_deepspeed_enabled:

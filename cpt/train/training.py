@@ -148,8 +148,8 @@ def _record(plan: CptPlan, run: TrainingRun, results: Sequence[StageResult]) -> 
     before, after = run.before().whole, results[-1].losses
     if not all(math.isfinite(value) for value in after.values()):
         raise CheckFailed(
-            "the loss after the training is no number",
-            fix="lower the learning rate, and begin anew with --force",
+            "the loss after the training is not finite",
+            fix="lower the learning rate, and start over with --force",
             place=str(run.work),
         )
     return {
@@ -209,25 +209,25 @@ def _prepare(out: Path, work: Path, identity: Identity, options: RunOptions) -> 
     if out.exists():
         raise HybridizeError("is there already", fix="choose another --out", place=str(out))
     if options.resume and options.force:
-        raise HybridizeError("to go on and to begin anew exclude each other", fix="choose one")
+        raise HybridizeError("--resume and --force exclude each other", fix="choose one")
     if work.exists() and options.force:
         if not (work / FILE).is_file():
             raise HybridizeError(
-                "is in the way, and is no training of hybridize",
+                "is in the way, and hybridize did not make it",
                 fix="move it elsewhere",
                 place=str(work),
             )
         _remove(work)
     if work.exists() and not options.resume:
         raise HybridizeError(
-            "a training was broken off here",
-            fix="add --resume to go on with it, or --force to begin anew",
+            "an interrupted training is here",
+            fix="add --resume to continue it, or --force to start over",
             place=str(work),
         )
     if options.resume:
         if not (work / FILE).is_file():
             raise HybridizeError(
-                "there is no training to go on with", fix="leave out --resume", place=str(work)
+                "there is no training to resume", fix="leave out --resume", place=str(work)
             )
         check_same(read_json(work / FILE), identity, work)
         return

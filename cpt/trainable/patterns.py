@@ -27,7 +27,7 @@ def names(stack: ModelTensors, value: Any) -> list[str]:
     """Raises HybridizeError for each pattern that matches no tensor that can learn."""
     patterns = value if isinstance(value, list) else [value]
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
-        raise HybridizeError(f"{value!r:.60} is no list of patterns", fix=f"write {VALUE}")
+        raise HybridizeError(f"{value!r:.60} is not a list of patterns", fix=f"write {VALUE}")
     known = stack.names(lambda tensor: True)
     hits = {pattern: {name for name in known if matches(pattern, name)} for pattern in patterns}
     if empty := [pattern for pattern, names in hits.items() if not names]:

@@ -124,7 +124,7 @@ def _read_line(line: bytes, place: str, findings: list[Finding]) -> Item | None:
         found = f"is not UTF-8 text (byte {error.start} of the line)"
         findings.append(Finding(found, "save the file as UTF-8", place))
     except json.JSONDecodeError as error:
-        found = f"is no JSON: {error.msg}"
+        found = f"is not JSON: {error.msg}"
         findings.append(Finding(found, ONE_OBJECT, f"{place}:{error.colno}"))
     except (ValueError, RecursionError):  # a number of thousands of digits, nested without end
         findings.append(Finding("is JSON that cannot be read", ONE_OBJECT, place))
@@ -138,7 +138,7 @@ def _read_line(line: bytes, place: str, findings: list[Finding]) -> Item | None:
 
 def _mistakes(row: Any, place: str) -> list[Finding]:
     if not isinstance(row, dict):
-        found = f"is no JSON object, but of type {type(row).__name__}"
+        found = f"is not a JSON object, but of type {type(row).__name__}"
         return [Finding(found, ONE_OBJECT, place)]
     others = [_printable(key) for key in row if key not in FIXES]
     mistakes = []
@@ -153,7 +153,7 @@ def _mistakes(row: Any, place: str) -> list[Finding]:
 
 def _mistake(value: Any, *, may_be_space: bool) -> str | None:
     if not isinstance(value, str):
-        return f"is no string, but of type {type(value).__name__}"
+        return f"is not a string, but of type {type(value).__name__}"
     if not value:
         return "is empty"
     if value.isspace() and not may_be_space:

@@ -115,5 +115,5 @@ def _perturbation(text: str) -> Any:
         return {"kind": kind, "strength": float(strength)} if strength else kind
     except ValueError:
         raise HybridizeError(
-            f"'{strength}' is no number", fix="write --perturb noise:0.5, say"
+            f"'{strength}' is not a number", fix="write --perturb noise:0.5, say"
         ) from None

@@ -28,8 +28,8 @@ from hybridize.cli.group import DEVICE, PATH, common, main
     default=None,
     help="With --forecast: run a few tokens to tell seconds.  [default: if the model is small]",
 )
-@click.option("--resume", is_flag=True, help="Go on with a training that was broken off.")
-@click.option("--force", is_flag=True, help="Begin a training anew that was broken off.")
+@click.option("--resume", is_flag=True, help="Resume an interrupted training.")
+@click.option("--force", is_flag=True, help="Discard an interrupted training and start over.")
 @click.option("--processes", type=click.IntRange(1, 1024), default=1, help="On this machine.")
 @click.option(
     "--engine",

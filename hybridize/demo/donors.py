@@ -123,7 +123,7 @@ def train_donors(
     for name in missing:
         if (folder / name).exists() and not (folder / name / RECORD).exists():
             raise HybridizeError(
-                f"{folder / name} is in the way, and is no donor of the demo",
+                f"{folder / name} is in the way, and is not a donor of the demo",
                 fix="move it elsewhere",
             )
     for name in donors:

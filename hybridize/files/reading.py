@@ -75,10 +75,10 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise _unreadable(path, error) from None
     except ValueError:  # a NUL, or half a character
-        raise HybridizeError("is no name of a file", place=shorten(repr(str(path)))) from None
+        raise HybridizeError("is not a file name", place=shorten(repr(str(path)))) from None
     with os.fdopen(descriptor, "rb") as stream:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise HybridizeError("is no regular file", place=shorten(str(path)))
+            raise HybridizeError("is not a regular file", place=shorten(str(path)))
         try:
             yield stream
         except OSError as error:

@@ -180,7 +180,10 @@ class _Reader:
             return value.encode("utf-16", "surrogatepass").decode("utf-16")
         except (yaml.YAMLError, ValueError, LookupError) as error:
             # An explicit tag on what is none of its kind: `!!bool perhaps` is a KeyError.
-            reason = getattr(error, "problem", None) or f"'{shorten(node.value, 60)}' is no {kind}"
+            reason = (
+                getattr(error, "problem", None)
+                or f"'{shorten(node.value, 60)}' is not a valid {kind}"
+            )
             raise HybridizeError(f"not YAML: {reason}", place=self._spot(node)) from None
 
     def _mapping(self, node: yaml.MappingNode, where: Place) -> dict[str, Any]:

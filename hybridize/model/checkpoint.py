@@ -263,7 +263,7 @@ def _inside(folder: Path, name: str, index: Path) -> Path:
         )
     if not is_file_name(name):
         raise HybridizeError(
-            f"names the shard {shorten(repr(name))}, which is no name of a file",
+            f"names the shard {shorten(repr(name))}, which is not a file name",
             fix="download or copy the checkpoint again",
             place=str(index),
         )

@@ -149,7 +149,7 @@ def _clear_errors(
     try:
         yield
     except errors.HFValidationError:
-        found = f"there is no such folder, and '{shorten(model)}' is no id of the hub"
+        found = f"there is no such folder, and '{shorten(model)}' is not a hub id"
         raise HybridizeError(found, fix="correct the path", place=place) from None
     except errors.RevisionNotFoundError:
         raise HybridizeError(f"the hub has no revision {wanted}", fix=fix, place=place) from None

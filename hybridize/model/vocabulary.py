@@ -164,7 +164,7 @@ def _read(file: Path, _changed: int) -> Tokens:
     except (AttributeError, KeyError, IndexError, TypeError):
         pass
     raise HybridizeError(
-        "is no vocabulary", fix="download or copy its tokenizer files again", place=str(file)
+        "is not a vocabulary", fix="download or copy its tokenizer files again", place=str(file)
     )
 
 

@@ -64,17 +64,17 @@ def _translate(detail: ErrorDetails) -> Mistake:
     if kind == "string_pattern_mismatch":
         return (
             where,
-            f"'{detail['input']}' is no name",
+            f"'{detail['input']}' is not a valid name",
             "letters, digits, '_' and '-', beginning with a letter or digit",
         )
     if kind in ("int_parsing", "int_type", "int_from_float"):
-        return where, f"{detail['input']!r:.60} is no whole number", None
+        return where, f"{detail['input']!r:.60} is not a whole number", None
     if kind == "too_short":
         return where, f"'{last}' is empty", "write at least one entry"
     if kind == "model_type":
         return (
             where,
-            f"{detail['input']!r:.60} is no mapping",
+            f"{detail['input']!r:.60} is not a mapping",
             f"known: {', '.join(_known_keys((*where, '')))}",
         )
     if kind in ("greater_than", "greater_than_equal"):

@@ -340,7 +340,7 @@ class HybridModel(HybridPreTrainedModel):
             return
         if not torch.compiler.is_compiling() and bool((positions.diff(dim=-1) < 1).any()):
             raise ValueError(
-                "packed documents (position_ids that start anew) leak through the slots of type "
+                "packed documents (position_ids that restart) leak through the slots of type "
                 f"{', '.join(sorted(recurrent))}: give one document a row, or seq_idx"
             )
 

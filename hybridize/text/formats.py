@@ -22,7 +22,7 @@ from hybridize.errors import HybridizeError, did_you_mean
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 ARROW, ARROW_MAGIC = (".arrow", ".feather"), b"ARROW1"
-LONGEST_LINE = 1 << 28  # bytes of a line of JSON; a file without line ends is no JSON lines
+LONGEST_LINE = 1 << 28  # bytes of a line of JSON; a file without line ends is not JSON lines
 MOST_NAMES = 20  # of fields that an error lists
 
 
@@ -84,7 +84,7 @@ def _opened(file: TextFile) -> Iterator[BufferedIOBase]:
         with open(file.path, "rb") as packed:
             yield gzip.GzipFile(fileobj=packed) if file.path.suffix == ".gz" else packed
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise file.error("is no whole gzip file", fix="fetch or pack it again") from None
+        raise file.error("is not a complete gzip file", fix="fetch or pack it again") from None
     except OSError as error:
         raise file.error(f"cannot be read: {error.strerror or error}") from None
 
@@ -131,15 +131,15 @@ def _field(file: TextFile, number: int, line: str, field: str) -> str | None:
         if isinstance(error, json.JSONDecodeError):
             reason = f"{error.msg}, column {error.colno}"
         fix = "write one JSON object in each line; `jq -c '.[]' a.json > a.jsonl` parts a list"
-        raise file.error(f"is no JSON object: {reason}", spot=number, fix=fix) from None
+        raise file.error(f"is not a JSON object: {reason}", spot=number, fix=fix) from None
     if not isinstance(row, dict):
-        found = f"is no JSON object, but of type {type(row).__name__}"
+        found = f"is not a JSON object, but of type {type(row).__name__}"
         raise file.error(found, spot=number, fix="write one JSON object in each line")
     if field not in row:
         raise file.error(f"has no field '{field}'", spot=number, fix=known_fields(field, row))
     value = row[field]
     if value is not None and not isinstance(value, str):
-        found = f"the field '{field}' is no string, but of type {type(value).__name__}"
+        found = f"the field '{field}' is not a string, but of type {type(value).__name__}"
         texts = [key for key, other in row.items() if isinstance(other, str)]
         raise file.error(found, spot=number, fix=known_fields(field, texts))
     try:
@@ -188,7 +188,7 @@ def _readable(file: TextFile, kind: str) -> Iterator[None]:
         yield
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise file.error(f"is no {kind} file that can be read: {reason}") from None
+        raise file.error(f"cannot be read as {kind}: {reason}") from None
 
 
 def _check_column(file: TextFile, field: str, schema: Any) -> None:
@@ -201,5 +201,5 @@ def _check_column(file: TextFile, field: str, schema: Any) -> None:
     kind = columns[field]
     if not (types.is_string(kind) or types.is_large_string(kind)):
         texts = [name for name, other in columns.items() if types.is_string(other)]
-        found = f"the column '{field}' is no string, but {kind}"
+        found = f"the column '{field}' is not a string, but {kind}"
         raise file.error(found, fix=known_fields(field, texts))

@@ -63,7 +63,7 @@ def find_text(
 
 
 def read_text(source: TextSource, *, offline: bool, longest: int | None = None) -> Iterator[str]:
-    """The documents of a source, one after the other; those without a letter are left out.
+    """The documents of a source, one after the other; those of whitespace alone are left out.
 
     Args:
         offline: never ask the network.
@@ -80,7 +80,7 @@ def read_text(source: TextSource, *, offline: bool, longest: int | None = None) 
             any_text = True
             yield shortened(document, longest)
     if not any_text:
-        found = f"the text of '{source.spec.name}' is empty: no document has a letter"
+        found = f"the text of '{source.spec.name}' is empty: its documents are only whitespace"
         raise HybridizeError(found, fix="name other files or another field", place=source.place)
 
 

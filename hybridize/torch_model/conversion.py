@@ -190,7 +190,7 @@ def _run(
     except NotBytewise as error:
         raise HybridizeError(
             f"transformers loads {name} by {operation!r}, which does more than move bytes: {error}",
-            fix="load the donor and save it anew: save_pretrained(..., save_original_format=False)",
+            fix="load and save the donor again: save_pretrained(..., save_original_format=False)",
         ) from error
 
 

@@ -372,11 +372,11 @@ REFUSED = {
         "[32, 56] in layer 0 of 'mlp'"
     ),
     "slices: [{sources: [{model: base, layer_range: [0, 9]}]}]\nmerge_method: passthrough": (
-        "1:48: slices[0].sources[0].layer_range: [0, 9] is no range of the 4 layers of 'base'\n"
+        "1:48: slices[0].sources[0].layer_range: [0, 9] is not a range of the 4 layers of 'base'\n"
         "  fix: mergekit's ranges leave out their end: [0, 4] is all of them"
     ),
     "slices: [{sources: [{model: base, layer_range: [3, 1]}]}]\nmerge_method: passthrough": (
-        "[3, 1] is no range"
+        "[3, 1] is not a range"
     ),
     "slices: [{sources: [{model: base, layer_range: 3}]}]\nmerge_method: passthrough": (
         "layer_range wants two numbers"

@@ -102,7 +102,7 @@ x.yaml:6:30: slots[3].mlp: donor 'b' has no layer 7: it has 4
         (
             "donors: {a: {model: llama}, q: {model: qwen}}\n"
             "slots: [{from: a, layer: 0}, {from: q, layer: 0}]\ntarget: native",
-            "x.yaml:3:9: target: this stack is no native model: ",
+            "x.yaml:3:9: target: this stack is not a native model: ",
         ),
     ],
 )

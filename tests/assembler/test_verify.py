@@ -155,7 +155,7 @@ def retrain_donor(folder: Path) -> None:
         (add("pytorch_model.bin"), {"files": "pytorch_model.bin was added"}),
         (add("additional_chat_templates/x.jinja"), {"files": "templates/x.jinja was added"}),
         (add("adapter_model.safetensors"), {"files": "adapter_model.safetensors was added"}),
-        (add_pipe, {"files": "config.json was changed", "tensors": "is no regular file"}),
+        (add_pipe, {"files": "config.json was changed", "tensors": "is not a regular file"}),
         (relabel, {"tensors": "the header of model.safetensors was changed"}),
         (append, {"tensors": "the header of model.safetensors was changed"}),
         (edit_manifest, {"manifest": "hybridize.json was changed after it was written"}),

@@ -559,7 +559,7 @@ def test_a_training_whose_checkpoints_are_all_broken_does_not_begin_anew(built: 
     done = train(recipe, "all-broken", "--resume")
     assert done.exit_code == 1
     assert "checkpoints is whole" in done.stderr
-    assert "begin anew with --force" in done.stderr
+    assert "start over with --force" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -693,5 +693,5 @@ def test_a_checkpoint_is_written_when_its_time_has_come(
 def test_an_interval_that_is_none_is_refused(built: Path, wrong: Any) -> None:
     done = train(changed(built, save_every=wrong), "wrong")
     assert done.exit_code == 2
-    assert "is no interval" in done.stderr
+    assert "is not an interval" in done.stderr
     assert "write a number of steps, or a time: 30s, 10m, 1h" in done.stderr

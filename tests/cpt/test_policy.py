@@ -409,7 +409,7 @@ def test_all_mistakes_are_told_at_once(deep: ModelTensors) -> None:
         "  fix: write mid: a share of the slots, such as 0.25, or a number of slots, such as 4\n"
         "train[6]: head takes no value\n"
         "  fix: write head alone\n"
-        "train[7]: {'a': 1, 'b': 2} is no freeze policy\n"
+        "train[7]: {'a': 1, 'b': 2} is not a freeze policy\n"
         "  fix: write a kind such as bridges, or one with its value: {shallow: 0.25}\n"
         "train[8]: the range 3-1 is reversed\n"
         "  fix: write 1-3\n"
@@ -423,7 +423,7 @@ def test_all_mistakes_are_told_at_once(deep: ModelTensors) -> None:
         "  fix: did you mean 'model.layers.0.mlp.up_proj.weight'? (known: "
     )
     assert text.endswith(
-        "train[13]: 3 is no list of patterns\n"
+        "train[13]: 3 is not a list of patterns\n"
         "  fix: write a pattern such as model.layers.3.*.weight, or a list of them"
     )
     assert "\ntrain[12]: '[3-0]' matches no tensor\n" in text
@@ -562,7 +562,7 @@ def test_auto_tells_twins_apart_by_their_folder(deep: ModelTensors) -> None:
 @pytest.mark.parametrize(
     ("which", "found"),
     [
-        ("format", "this is no trace that this version of hybridize reads"),
+        ("format", "this is not a trace that this version of hybridize reads"),
         ("boundary", "the trace puts no freeze boundary: no slot was found to be sensitive"),
         ("other", "the trace has no diagnosis of {folder}: its models are m"),
         ("twins", "several models of the trace could be {folder}: m, n"),

@@ -246,7 +246,7 @@ def test_another_training_is_not_gone_on_with(trained: Path) -> None:
     changed.write_text(trained.read_text().replace("shallow: 1", "shallow: 2"))
     again = train(changed, "other")
     assert again.exit_code == 2
-    assert "a training was broken off here" in again.stderr
+    assert "an interrupted training is here" in again.stderr
     resumed = train(changed, "other", "--resume")
     assert resumed.exit_code == 1
     assert "another freeze plan in stage 0" in resumed.stderr
@@ -259,7 +259,7 @@ def test_another_training_is_not_gone_on_with(trained: Path) -> None:
 def test_there_must_be_a_training_to_resume(trained: Path) -> None:
     done = train(trained, "never", "--resume")
     assert done.exit_code == 2
-    assert "there is no training to go on with" in done.stderr
+    assert "there is no training to resume" in done.stderr
     assert not (trained.parent / "never.work").exists()
 
 
@@ -283,7 +283,7 @@ def test_nothing_of_others_is_removed(trained: Path) -> None:
     work = trained.parent / "others.work"
     work.mkdir()
     (work / "thesis.txt").write_text("precious")
-    assert "is no training of hybridize" in train(trained, "others", "--force").stderr
+    assert "hybridize did not make it" in train(trained, "others", "--force").stderr
     assert "exclude each other" in train(trained, "others", "--force", "--resume").stderr
     assert (work / "thesis.txt").read_text() == "precious"
 

@@ -178,5 +178,5 @@ def test_a_model_is_timed_before_it_is_diagnosed(tmp_path: Path) -> None:
     _, said = diagnose(tmp_path, "--perturbed", "64", "--seeds", "2", "--budget", "1h")
     assert "about" in said
     done = CliRunner().invoke(main, ["diagnose", str(tmp_path / "donor"), "--budget", "soon"])
-    assert "--budget: 'soon' is no time" in done.output
+    assert "--budget: 'soon' is not a time" in done.output
     assert json.loads((tmp_path / "report" / "trace.json").read_text())["format"]

@@ -176,9 +176,9 @@ def test_a_broken_file_of_probes_is_one_message(tmp_path: Path, content: str, fo
     [
         (("--probes", "inductoin"), "did you mean 'induction'?"),
         (("--perturb", "nosie"), "did you mean 'noise'?"),
-        (("--perturb", "noise:loud"), "'loud' is no number"),
+        (("--perturb", "noise:loud"), "'loud' is not a number"),
         (("--perturb", "noise:1", "--perturb", "noise:2"), "perturbation 'noise' stands twice"),
-        (("--memory", "much"), "--memory: 'much' is no size"),
+        (("--memory", "much"), "--memory: 'much' is not a size"),
         (("--text", "missing.txt"), "missing.txt"),
         (("--tokens", "100000000"), "is shorter than needed"),
     ],

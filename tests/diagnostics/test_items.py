@@ -311,7 +311,7 @@ class TestFiles:
             (b" \n\n", f"x.jsonl: no items: the file is empty\n  fix: {ONE_OBJECT}"),
             (
                 b'{"prompt": "a", "answer": "b"}\n{"prompt": "a" "answer": "b"}',
-                f"x.jsonl:2:16: is no JSON: Expecting ',' delimiter\n  fix: {ONE_OBJECT}",
+                f"x.jsonl:2:16: is not JSON: Expecting ',' delimiter\n  fix: {ONE_OBJECT}",
             ),
             (
                 b'{"prompt": ' + b"[" * 100_000,
@@ -319,8 +319,8 @@ class TestFiles:
             ),
             (
                 b'["a", "b"]\nnull',
-                f"x.jsonl:1: is no JSON object, but of type list\n"
-                f"x.jsonl:2: is no JSON object, but of type NoneType\n  fix: {ONE_OBJECT}",
+                f"x.jsonl:1: is not a JSON object, but of type list\n"
+                f"x.jsonl:2: is not a JSON object, but of type NoneType\n  fix: {ONE_OBJECT}",
             ),
             (
                 b'{"prompt": "a", "answr": "b"}\n\n{"text": "a"}\n{}',
@@ -333,7 +333,7 @@ class TestFiles:
             (
                 b'{"prompt": "", "answer": 5}\n{"prompt": "a", "answer": " \\n"}',
                 "x.jsonl:1: 'prompt' is empty\n  fix: write what the model reads\n"
-                "x.jsonl:1: 'answer' is no string, but of type int\n"
+                "x.jsonl:1: 'answer' is not a string, but of type int\n"
                 "x.jsonl:2: 'answer' is white space only\n"
                 "  fix: write what follows, with the space before it",
             ),
@@ -360,7 +360,7 @@ class TestFiles:
         (tmp_path / "x.jsonl").write_text("oops\n" * 50)
         lines = complaint(tmp_path, "./x.jsonl").splitlines()
         assert lines[-3:] == [
-            "x.jsonl:20:1: is no JSON: Expecting value",
+            "x.jsonl:20:1: is not JSON: Expecting value",
             f"  fix: {ONE_OBJECT}",
             "... and 30 more",
         ]

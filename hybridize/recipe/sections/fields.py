@@ -38,7 +38,7 @@ def _parse_range(part: Any) -> range:
     match = re.fullmatch(r"(\d{1,9})(?:\s*-\s*(\d{1,9}))?", str(part).strip())
     if match is None or isinstance(part, bool):
         raise _mistake(
-            f"'{part}' is no range of layers",
+            f"'{part}' is not a range of layers",
             "write 0-7 (inclusive at both ends, counted from 0), a number, or a list of both",
         )
     first, last = int(match[1]), int(match[2] or match[1])
@@ -53,7 +53,7 @@ def _parse_range(part: Any) -> range:
 def parse_bytes(value: Any) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B)", str(value).strip())
     if match is None or (size := int(float(match[1]) * UNITS[match[2]])) < 1:
-        raise _mistake(f"'{value}' is no size", f"write 5GB, say; units: {', '.join(UNITS)}")
+        raise _mistake(f"'{value}' is not a size", f"write 5GB, say; units: {', '.join(UNITS)}")
     return size
 
 
@@ -70,7 +70,7 @@ def parse_size(text: str, option: str) -> int:
 def parse_time(text: str, option: str) -> int:
     """Seconds, out of an option of the command line."""
     if not re.fullmatch(r"[1-9]\d{0,5}\s*[smh]", text.strip()):
-        raise HybridizeError(f"{option}: '{text}' is no time", fix="write 30s, 10m or 1h, say")
+        raise HybridizeError(f"{option}: '{text}' is not a time", fix="write 30s, 10m or 1h, say")
     return seconds_of(text)
 
 
@@ -83,7 +83,7 @@ def _parse_every(value: Any) -> Any:
     is_time = isinstance(value, str) and re.fullmatch(r"[1-9]\d{0,5}\s*[smh]", value.strip())
     if not is_steps and not is_time:
         raise _mistake(
-            f"'{value}' is no interval", "write a number of steps, or a time: 30s, 10m, 1h"
+            f"'{value}' is not an interval", "write a number of steps, or a time: 30s, 10m, 1h"
         )
     return value
 
@@ -158,7 +158,7 @@ def _parse_where(value: Any) -> Any:
     if isinstance(value, list):
         for item in value:
             if item != "head" and (type(item) is not int or item < 0):
-                raise _mistake(f"'{item}' is no slot", "slots are counted from 0; or write head")
+                raise _mistake(f"'{item}' is not a slot", "slots are counted from 0; or write head")
     elif value not in PLACES:
         raise _mistake(
             f"unknown where '{value}'",
@@ -192,7 +192,7 @@ def _parse_files(value: Any) -> list[str]:
     files = value if isinstance(value, list) else [value]
     wrong = [file for file in files if not isinstance(file, str) or not file.strip()]
     if wrong or not files:
-        found = f"{wrong[0]!r:.60} is no file" if wrong else "no files"
+        found = f"{wrong[0]!r:.60} is not a file" if wrong else "no files"
         raise _mistake(found, "write texts/a.txt, a pattern such as src/**/*.py, or a list of both")
     return files
 
