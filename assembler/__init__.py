@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from hybridize.assembler.plan.planning import Plan as Plan
     from hybridize.assembler.plan.planning import make_plan as make_plan
     from hybridize.assembler.plan.resolving import resolve_donor as resolve_donor
+    from hybridize.assembler.plan.stack import GATE as GATE
     from hybridize.assembler.plan.stack import TOKENS_PER_INPUT as TOKENS_PER_INPUT
 
 MODULES = {
     "Fit": "assembler.assembly.fit_report",
+    "GATE": "assembler.plan.stack",
     "HELD_OUT": "assembler.plan.planning",
     "Losses": "assembler.fit.controls",
     "HybridWithDonors": "assembler.fit.hybrid_with_donors",

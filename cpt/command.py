@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hybridize.cpt.plan.forecast import Forecast
     from hybridize.cpt.train.timing import Timing
     from hybridize.cpt.train.training import Trained
+    from hybridize.machine import ranks
     from hybridize.recipe.file import RecipeFile
 
 QUICK = 2_000_000_000  # bytes of a model that a forecast reads without being asked to
@@ -47,7 +48,7 @@ def train(
     offline: bool = False,
 ) -> Trained | None:
     """Train; see the command's help. Of several processes the main one alone gets the result."""
-    from hybridize.cpt.backends import engines, processes
+    from hybridize.cpt.backends import engines
     from hybridize.cpt.data.text import check_text
     from hybridize.cpt.train.arguments import check_loggers
     from hybridize.cpt.train.options import RunOptions
@@ -55,13 +56,13 @@ def train(
     from hybridize.machine.device import use_device
     from hybridize.machine.lifeline import end_with_parent
 
-    if processes.processes() > 1:
+    if ranks.processes() > 1:
         end_with_parent(os.getppid())  # a launcher that is killed leaves none behind
     target = find_target(Path(named), built=built, out=out, text=text, old=old, tokens=tokens)
     check_text(target.recipe)
     check_loggers(log_to)
     chosen = engines.asked_engine(engine)
-    plan = plan_training(target.recipe, target.folder, processes=processes.processes())
+    plan = plan_training(target.recipe, target.folder, processes=ranks.processes())
     plan.check_engine(chosen)
     options = RunOptions(
         device=use_device(device),
@@ -73,7 +74,7 @@ def train(
         offline=offline,
     )
     trained = run_training(plan, target.out, options)
-    return trained if processes.is_main() else None
+    return trained if ranks.is_main() else None
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,12 @@ from hybridize.assembler.fit.hybrid_with_donors import (
     whole,
 )
 from hybridize.assembler.plan.bridge_kind import bridge_kind
-from hybridize.assembler.plan.stack import ENTER, LEAVE, Bridge
+from hybridize.assembler.plan.stack import ENTER, GATE, LEAVE, Bridge
 from hybridize.errors import HybridizeError
 from hybridize.model.states import State
 from hybridize.torch_model.regression import LAMBDAS, Affine, Sums, one_thread, procrustes, ridge
 from hybridize.torch_model.windows import Windows, align, batches
 
-GATE = 0.2  # R2 below which what follows a bridge can make little of what arrives
 ROUNDING = 1e-9  # share of the variance, by less than which sums cannot tell two maps apart
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from hybridize.assembler.fit.bridge_fit import GATE, Fitted, fit_bridges
+from hybridize.assembler.fit.bridge_fit import Fitted, fit_bridges
 from hybridize.assembler.fit.controls import Losses, measure
 from hybridize.assembler.fit.hybrid_with_donors import HybridWithDonors
 from hybridize.assembler.fit.pace import Told, Work
-from hybridize.assembler.plan.stack import Bridge
+from hybridize.assembler.plan.stack import GATE, Bridge
 from hybridize.errors import HybridizeError
 from hybridize.model.donors import Donor
 from hybridize.torch_model.loading import Weights

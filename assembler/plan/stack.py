@@ -16,6 +16,7 @@ from hybridize.recipe.sections.slots import ModuleSpec, SlotSpec
 
 HEAD = "head"
 ENTER, LEAVE = "enter", "leave"  # of a swapped module
+GATE = 0.2  # R2 below which what follows a bridge can make little of what arrives
 FITTED = ("auto", "ridge", "procrustes")
 TOKENS_PER_INPUT = 20  # fewer, and a ridge map learns the noise of its text
 

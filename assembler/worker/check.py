@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 import hybridize.runtime  # noqa: F401 - registers the hybrid's classes
 from hybridize.errors import CheckFailed, HybridizeError
+from hybridize.machine.precision import free_memory
 from hybridize.model.checkpoint import open_checkpoint
 from hybridize.torch_model.conversion import DiskTensors
 from hybridize.torch_model.layout import check_names
@@ -84,24 +84,14 @@ def _run(config: PreTrainedConfig, folder: Path) -> list[str]:
 def _placement(folder: Path, offload: str) -> dict[str, Any]:
     """A model larger than memory stays on disk and is passed layer by layer."""
     nbytes = open_checkpoint(folder).nbytes
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if nbytes < SHARE * max(free, _available()):
+    free = free_memory()
+    if nbytes < SHARE * free:
         return {}
     return {
         "device_map": "auto",
-        "max_memory": {"cpu": int(SHARE / 2 * max(free, _available()))},
+        "max_memory": {"cpu": int(SHARE / 2 * free)},
         "offload_folder": offload,
     }
-
-
-def _available() -> int:
-    """Bytes that a process may take: free pages and what the page cache would give back."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else 0
 
 
 def _raise(folder: Path, **wrong: Sequence[str]) -> None:

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from hybridize.cpt.backends.processes import meet, processes
+from hybridize.cpt.backends.processes import meet
 from hybridize.errors import CheckFailed, HybridizeError
+from hybridize.machine import ranks
 
 SINGLE, DDP, FSDP, DEEPSPEED = "single", "ddp", "fsdp", "deepspeed"
 
@@ -34,12 +35,12 @@ def asked_engine(option: str | None) -> str:
             fix="leave out --engine",
         )
     wanted = option or (said[0] if said else None)
-    if processes() == 1 and wanted in (FSDP, DDP):
+    if ranks.processes() == 1 and wanted in (FSDP, DDP):
         raise HybridizeError(
             f"{wanted} wants several processes, and there is one",
             fix="add --processes 2, say; or start it by torchrun or accelerate launch",
         )
-    return wanted or (SINGLE if processes() == 1 else DDP)
+    return wanted or (SINGLE if ranks.processes() == 1 else DDP)
 
 
 def join(engine: str, device: str) -> None:
@@ -137,10 +138,10 @@ def engine_in_use(
             f"({type(wrapped).__name__}, {sharded} of {len(parameters)} parameters sharded)",
             fix="see the configuration of accelerate",
         )
-    if num_processes != processes():
+    if num_processes != ranks.processes():
         raise CheckFailed(
-            f"{processes()} processes were started, and accelerate sees {num_processes}",
+            f"{ranks.processes()} processes were started, and accelerate sees {num_processes}",
             fix="see the configuration of accelerate",
         )
     device = "cpu" if not torch.cuda.is_available() else str(parameters[0].device.type)
-    return InUse(found, processes(), device, sharded, len(parameters))
+    return InUse(found, ranks.processes(), device, sharded, len(parameters))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
-from hybridize.cpt.backends.processes import processes, rank
+from hybridize.machine import ranks
 
 
 def fsdp_on_cpu() -> None:
@@ -30,5 +28,5 @@ def deepspeed_on_cpu() -> None:
     from accelerate import PartialState
 
     state = PartialState()
-    state.num_processes, state.process_index = processes(), rank()
-    state.local_process_index = int(os.environ.get("LOCAL_RANK", "0"))
+    state.num_processes, state.process_index = ranks.processes(), ranks.rank()
+    state.local_process_index = ranks.local_rank()

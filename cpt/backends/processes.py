@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +11,7 @@ from torch import Tensor, distributed
 
 from hybridize.console import token_progress
 from hybridize.errors import Finding, HybridizeError
+from hybridize.machine import ranks
 
 T = TypeVar("T")
 
@@ -19,29 +19,9 @@ T = TypeVar("T")
 PATIENCE = timedelta(hours=12)
 
 
-def processes() -> int:
-    """How many processes train together, as their launcher says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def rank() -> int:
-    """Number of this process among them."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def one_machine() -> bool:
-    """Whether all processes run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", str(processes()))) == processes()
-
-
-def is_main() -> bool:
-    """Whether this process writes and prints."""
-    return rank() == 0
-
-
 def meet(*, cpu: bool) -> None:
     """Join the other processes, if there are any."""
-    if processes() > 1:
+    if ranks.processes() > 1:
         from accelerate import PartialState
 
         PartialState(cpu=cpu, timeout=PATIENCE)
@@ -79,7 +59,7 @@ def agreed(value: Any) -> Any:
 def by_main(work: Callable[[], T]) -> T:
     """Done by the main process; what comes of it, or its error, on all of them."""
     found: Any = None
-    if is_main():
+    if ranks.is_main():
         try:
             found = (work(), None)
         except HybridizeError as error:
@@ -97,7 +77,7 @@ def by_main(work: Callable[[], T]) -> T:
 @contextmanager
 def progress(label: str, unit: str) -> Iterator[Callable[..., None]]:
     """`token_progress`, shown by the main process alone."""
-    if not is_main():
+    if not ranks.is_main():
         yield lambda *told: None
     else:
         with token_progress(label, unit) as tell:

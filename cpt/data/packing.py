@@ -110,7 +110,7 @@ def staging(folder: Path) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def publish(staged: Path, folder: Path, note: Mapping[str, Any]) -> Packed:
+def publish_blocks(staged: Path, folder: Path, note: Mapping[str, Any]) -> Packed:
     """Let the rows in a staging folder appear as `folder`, named after their key.
 
     Where another process has been quicker, its rows are taken: they are the same.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hybridize.cpt.backends import processes
 from hybridize.files.staging import check_disk
+from hybridize.machine import ranks
 
 Below = Callable[[NDArray[np.int64]], Tensor]  # rows (n, 2) -> (n, tokens, width)
 MARK = 8  # bytes of a block's hash, zeros until it is there
@@ -60,7 +61,7 @@ class Prefix:
         blocks = -(-len(self.rows) // size)
         marks = self._open(width, blocks)
         assert self._bytes is not None
-        for block in range(processes.rank(), blocks, processes.processes()):
+        for block in range(ranks.rank(), blocks, ranks.processes()):
             part = slice(block * size, (block + 1) * size)
             if not marks[block].any() or not _is(self._bytes[part], marks[block]):
                 states = below(self.rows[part]).cpu().contiguous()

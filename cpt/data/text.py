@@ -13,7 +13,15 @@ from blake3 import blake3
 
 from hybridize.cpt.data.blocks import Blocks
 from hybridize.cpt.data.dividing import EACH, MOST_HELD_OUT, Division
-from hybridize.cpt.data.packing import FORMAT, HELD_OUT, TRAIN, Packed, find, publish, staging
+from hybridize.cpt.data.packing import (
+    FORMAT,
+    HELD_OUT,
+    TRAIN,
+    Packed,
+    find,
+    publish_blocks,
+    staging,
+)
 from hybridize.cpt.data.tokens import Tokens
 from hybridize.errors import Finding, HybridizeError
 from hybridize.files.hashes import cache_folder, file_hash
@@ -172,7 +180,7 @@ class _Packing:
                     fix="train when it is complete",
                     place=source.place,
                 )
-            return publish(staged, folder, note)
+            return publish_blocks(staged, folder, note)
 
     def _key(self, identity: Any, wanted: int) -> str:
         """Of all that decides the rows."""

@@ -21,17 +21,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hybridize.cpt.backends import processes
 from hybridize.cpt.state.identity import Identity, check_same
 from hybridize.cpt.state.tensors import State, like, whole
 from hybridize.errors import CheckFailed
 from hybridize.files.hashes import content_hash
+from hybridize.machine import ranks
 
 TRAINED, MOMENTS, MANIFEST = "trained.safetensors", "optimizer.safetensors", "checkpoint.json"
 PREFIX = "checkpoint-"
 
 
-def publish(
+def publish_checkpoint(
     folder: Path,
     name: str,
     write: Callable[[Path], None],
@@ -150,7 +150,7 @@ def moments_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> State:
         assert not parameter.requires_grad or parameter in optimizer.state, name
         for key, value in optimizer.state.get(parameter, {}).items():
             full = whole(torch.as_tensor(value))
-            if processes.is_main():  # the others only take part
+            if ranks.is_main():  # the others only take part
                 found[f"{name}/{key}"] = full
     return found
 

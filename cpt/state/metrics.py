@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from hybridize.cpt.backends import processes
 from hybridize.files.publishing import publish
+from hybridize.machine import ranks
 
 FILE = "metrics.jsonl"
 
@@ -40,7 +40,7 @@ class Metrics(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """What was written after the checkpoint that is gone on from is written again."""
         step, is_last = int(state.global_step), state.global_step == state.max_steps
-        if processes.is_main():
+        if ranks.is_main():
             forget(self.file, self.stage, step, measured_again=is_last)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -51,7 +51,7 @@ class Metrics(TrainerCallback):
         if "tokens" in found:
             found["tokens_per_second"] = found["tokens"] / max(self._seconds, 1e-9)
             self.tell(int(state.global_step), float(found["loss"]))
-        if processes.is_main():
+        if ranks.is_main():
             line = json.dumps({"stage": self.stage, "step": int(state.global_step), **found})
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")

@@ -11,11 +11,12 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hybridize.cpt.backends import engines, patches, processes
+from hybridize.cpt.backends import engines, patches
 from hybridize.cpt.plan.planning import CptPlan
 from hybridize.cpt.plan.stages import Stage
 from hybridize.cpt.train.options import RunOptions
 from hybridize.errors import HybridizeError
+from hybridize.machine import ranks
 
 SCHEDULES: dict[str, tuple[str, dict[str, Any]]] = {
     "cosine": ("cosine_with_min_lr", {"min_lr_rate": 0.1}),
@@ -67,7 +68,7 @@ def training_arguments(
     )
     if options.engine == engines.DEEPSPEED and found.device.type == "cpu":
         patches.deepspeed_on_cpu()
-    if processes.processes() == 1 and found.device.type == "cuda":
+    if ranks.processes() == 1 and found.device.type == "cuda":
         found._n_gpu = 1  # else Trainer spreads the rows over every GPU that it sees
     return found
 

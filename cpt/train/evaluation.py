@@ -12,6 +12,7 @@ from hybridize.cpt.backends import processes
 from hybridize.cpt.data.blocks import IGNORED, Blocks
 from hybridize.cpt.data.rows import rows_of, trimmed
 from hybridize.cpt.data.text import OLD, Source
+from hybridize.machine import ranks
 
 Losses = dict[str, float]  # by source
 
@@ -57,8 +58,8 @@ def _loss(model: nn.Module, blocks: Blocks, *, packed: bool, micro_batch: int, m
     starts = list(range(0, rows, micro_batch))
     device = next(model.parameters()).device
     tally = torch.zeros(2, dtype=torch.float64)
-    for turn in range(-(-len(starts) // processes.processes())):
-        number = turn * processes.processes() + processes.rank()
+    for turn in range(-(-len(starts) // ranks.processes())):
+        number = turn * ranks.processes() + ranks.rank()
         start = starts[min(number, len(starts) - 1)]
         batch = trimmed(
             rows_of(blocks, range(start, min(start + micro_batch, rows)), packed=packed)

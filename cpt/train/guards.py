@@ -12,8 +12,9 @@ from typing import Any
 from transformers import TrainerCallback
 
 from hybridize.console import say
-from hybridize.cpt.backends import engines, processes
+from hybridize.cpt.backends import engines
 from hybridize.errors import CheckFailed
+from hybridize.machine import ranks
 from hybridize.recipe.sections.cpt import GuardsSpec
 
 WINDOW, ENOUGH = 50, 20  # steps whose median is the usual loss; fewer say nothing
@@ -84,7 +85,7 @@ class Guards:
             if name not in self._warned:
                 self._warned.add(name)
                 self.warnings.append(text)
-                if processes.is_main():
+                if ranks.is_main():
                     say(f"warning: {text}")
 
     def _stop(self, found: str, step: int, way_on: str | None = None) -> None:

@@ -56,6 +56,7 @@ from hybridize.cpt.train.trainer import CptTrainer, Wanted
 from hybridize.errors import CheckFailed
 from hybridize.files.hashes import content_hash
 from hybridize.files.publishing import publish
+from hybridize.machine import ranks
 
 DONE, RESULT, START = "done.safetensors", "done.json", "start.json"
 
@@ -167,7 +168,7 @@ class _Stage:
     ) -> None:
         self.shared, self.index, self.stage = run, index, stage
         self.folder = run.folder(index)
-        if processes.is_main():
+        if ranks.is_main():
             self.folder.mkdir(exist_ok=True)
         processes.barrier()
         options, spec = run.options, run.plan.spec
@@ -197,7 +198,7 @@ class _Stage:
         checkpoint = processes.by_main(
             lambda: checkpoints.newest_whole(self.folder, self.shared.identity)
         )
-        if self.shared.options.resume and processes.is_main():
+        if self.shared.options.resume and ranks.is_main():
             where = f"from {checkpoint.name}" if checkpoint else "from its beginning"
             say(f"stage {self.index} goes on {where}")
         self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -249,7 +250,7 @@ class _Stage:
                 engines.SINGLE,
                 engines.DDP,
             )
-            wanted = wanted and processes.one_machine()
+            wanted = wanted and ranks.one_machine()
             wanted = (
                 wanted and self.forward.start > 0 and len(order) > len(np.unique(order, axis=0))
             )
@@ -273,16 +274,16 @@ class _Stage:
     def begin(self, model: nn.Module, in_use: engines.InUse, step: int) -> None:
         """Losses are measured once before the first step, whatever is broken off."""
         run = self.shared
-        if processes.is_main() and (self.index == 0 or run.options.resume):
+        if ranks.is_main() and (self.index == 0 or run.options.resume):
             say(f"engine: {in_use}")
-        if processes.is_main():
+        if ranks.is_main():
             for line in rate_lines(self.stage.rates):
                 say(line)
         file = run.work / START
         if not processes.agreed(file.is_file()):
             whole = self._losses(model)
             between = self._losses(model, most=run.plan.between_tokens)
-            if processes.is_main():
+            if ranks.is_main():
                 publish(file, json.dumps({"whole": whole, "between": between}, indent=1))
             processes.barrier()
         self.guards.recall(processes.by_main(lambda: self.metrics.losses(step)))
@@ -334,7 +335,7 @@ class _Stage:
             losses_of_last=of_last,
             warnings=self.guards.warnings,
         )
-        processes.by_main(lambda: self._publish(result))
+        processes.by_main(lambda: self._write_result(result))
         return result
 
     def _average(self, state: State) -> tuple[list[int], Losses | None]:
@@ -364,7 +365,7 @@ class _Stage:
         """What was trained; it counts once a result lies beside it."""
         checkpoints.write_tensors(state, self.folder / DONE)
 
-    def _publish(self, result: StageResult) -> None:
+    def _write_result(self, result: StageResult) -> None:
         noted = {name: value for name, value in asdict(result).items() if name != "file"}
         publish(self.folder / RESULT, json.dumps(noted, indent=1))
         for checkpoint in checkpoints.checkpoints(self.folder):

@@ -24,6 +24,7 @@ from hybridize.cpt.backends import processes
 from hybridize.cpt.backends.engines import InUse
 from hybridize.cpt.data.blocks import IGNORED
 from hybridize.cpt.plan.saving import SaveClock
+from hybridize.machine import ranks
 
 
 class Events(Protocol):
@@ -72,7 +73,7 @@ class Step:
         out = model(**batch)
         here = (batch["labels"][:, 1:] != IGNORED).sum(1)
         self._tally.index_add_(0, sources, torch.stack([out["nats"], here.double()], 1).cpu())
-        return out["loss"] / tokens * processes.processes(), out
+        return out["loss"] / tokens * ranks.processes(), out
 
     def check(self, norm: Any, taken: int, device: torch.device) -> None:
         """Put the losses of all processes together, and let the stage look at them.
@@ -80,7 +81,7 @@ class Step:
         Args:
             taken: number of steps that were taken before.
         """
-        is_due = processes.is_main() and self.save.is_due(taken + 1)
+        is_due = ranks.is_main() and self.save.is_due(taken + 1)
         # In one message: clocks of several processes would not agree.
         sent = torch.cat([self._tally, torch.tensor([[float(is_due), 0.0]], dtype=torch.float64)])
         *tally, due = processes.summed(sent.to(device)).cpu()

@@ -19,7 +19,8 @@ from hybridize.cpt.backends import processes
 from hybridize.cpt.plan.policy import Policy
 from hybridize.cpt.state.tensors import State, like, whole
 from hybridize.errors import CheckFailed, HybridizeError
-from hybridize.model.checkpoint import open_checkpoint
+from hybridize.machine import ranks
+from hybridize.model.checkpoint import open_checkpoint, same_bytes
 from hybridize.runtime import HybridForCausalLM
 from hybridize.torch_model.layout import OutTensor
 from hybridize.torch_model.loading import load_folder
@@ -131,8 +132,9 @@ def open_model(folder: Path, device: str) -> TrainableModel:
         sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
     layout = {out.name: out for out in loaded.layout}
     names = Names(folder, layout, bool(loaded.model.config.tie_word_embeddings))
+    headers = open_checkpoint(folder).tensors
     for copy, original in names.copies().items():
-        if not same_bytes(folder, copy, original):
+        if not same_bytes(headers[copy], headers[original], whole=True):
             raise HybridizeError(
                 f"config.json says that the head is tied to the embedding, and {copy} differs from "
                 f"{original}",
@@ -140,17 +142,6 @@ def open_model(folder: Path, device: str) -> TrainableModel:
                 place=str(folder),
             )
     return TrainableModel(names, loaded.model, max(sizes, key=sizes.__getitem__))
-
-
-def same_bytes(folder: Path, one: str, other: str) -> bool:
-    """Whether two tensors on disk are equal."""
-    headers = open_checkpoint(folder).tensors
-    found = []
-    for header in (headers[one], headers[other]):
-        with header.file.open("rb") as file:
-            file.seek(header.start)
-            found.append(blake3(file.read(header.nbytes)).digest())
-    return found[0] == found[1]
 
 
 def let_learn(tuned: TrainableModel, policy: Policy) -> None:
@@ -189,7 +180,7 @@ def trained_state(model: nn.Module) -> State:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             value = whole(parameter)
-            if processes.is_main():
+            if ranks.is_main():
                 found[name] = value.clone()
     return found
 
@@ -209,7 +200,7 @@ def frozen_hashes(model: nn.Module) -> dict[str, str]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             value = whole(parameter)
-            found[name] = tensor_hash(value) if processes.is_main() else ""
+            found[name] = tensor_hash(value) if ranks.is_main() else ""
     return found
 
 

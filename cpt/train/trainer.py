@@ -29,6 +29,7 @@ from hybridize.cpt.state.identity import Identity
 from hybridize.cpt.train.step import Events, Step
 from hybridize.cpt.train.trainable_model import put, trained_state
 from hybridize.errors import HybridizeError
+from hybridize.machine import ranks
 
 OPTIMIZER_OF_DEEPSPEED = "deepspeed"
 
@@ -242,7 +243,7 @@ class CptTrainer(Trainer):
         step = int(self.state.global_step)
         name = f"{checkpoints.PREFIX}{step}"
         staged = checkpoints.staging(self.folder, name)
-        if processes.is_main():
+        if ranks.is_main():
             shutil.rmtree(staged, ignore_errors=True)
             staged.mkdir()
         processes.barrier()
@@ -264,7 +265,9 @@ class CptTrainer(Trainer):
 
         note = {"training": self.wanted.identity, "stage": self.wanted.stage, "step": step}
         processes.by_main(
-            lambda: checkpoints.publish(self.folder, name, write, note, keep=self.wanted.keep)
+            lambda: checkpoints.publish_checkpoint(
+                self.folder, name, write, note, keep=self.wanted.keep
+            )
         )
         self.wanted.save.saved()
 

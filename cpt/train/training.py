@@ -26,6 +26,7 @@ from hybridize.cpt.train.trainable_model import Names, open_model
 from hybridize.errors import CheckFailed, HybridizeError
 from hybridize.files.publishing import publish
 from hybridize.files.staging import MANIFEST
+from hybridize.machine import ranks
 from hybridize.model.checkpoint import read_json
 from hybridize.model.manifest import read_manifest
 from hybridize.recipe.portable import portable
@@ -55,7 +56,7 @@ def run_training(plan: CptPlan, out: Path, options: RunOptions) -> Trained:
     if finished is None:
         finished = _train(plan, out, work, options, identity)
     processes.barrier()
-    if processes.is_main():
+    if ranks.is_main():
         _remove(work)
     processes.leave()
     return Trained(out, finished)
@@ -69,7 +70,7 @@ def _train(
         return _train_stages(plan, out, work, options, identity)
     except HybridizeError:
         # Nothing that a user would miss; what was there before this run stays.
-        if processes.is_main() and not options.resume and not _has_learnt(work):
+        if ranks.is_main() and not options.resume and not _has_learnt(work):
             _remove(work)
         raise
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import click
 
 from hybridize.cli.exits import end
 from hybridize.cli.group import DEVICE, PATH, common, main
+from hybridize.machine import ranks
 
 
 @main.command(short_help="Go on training a built model, with only what should learn")
@@ -80,7 +80,7 @@ def cpt(
     trained = command.train(recipe, offline=offline, **options)
     if trained is not None:
         show_json(command.as_dict(trained)) if as_json else show(command.trained_table(trained))
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if ranks.processes() > 1:
         end(0)
 
 

@@ -11,6 +11,7 @@ import click
 
 from hybridize.errors import HybridizeError
 from hybridize.files.reading import system_error
+from hybridize.machine import ranks
 
 
 def end(status: int) -> None:
@@ -19,7 +20,7 @@ def end(status: int) -> None:
     After the collectives of a sharded model torch's own threads may abort a process while its
     interpreter is taken down, when all is done: seen in 4 of some 70 trainings on processors.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if ranks.processes() == 1:
         sys.exit(status)
     atexit._run_exitfuncs()  # loggers finish here
     sys.stdout.flush()
@@ -32,7 +33,7 @@ def let_the_first_process_speak() -> None:
 
     One that fails alone is still there after a while, and speaks for itself.
     """
-    if int(os.environ.get("RANK", "0")) > 0:
+    if not ranks.is_main():
         time.sleep(15)
 
 

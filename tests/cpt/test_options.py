@@ -678,13 +678,13 @@ def test_a_checkpoint_is_written_when_its_time_has_come(
     """Who trains few, long steps has one to go on from."""
     monkeypatch.setattr(saving, "seconds_of", lambda time: 0)
     names = []
-    publish = checkpoints.publish
+    publish = checkpoints.publish_checkpoint
 
     def noted(folder: Path, name: str, *rest: Any, **options: Any) -> None:
         names.append(name)
         publish(folder, name, *rest, **options)
 
-    monkeypatch.setattr(checkpoints, "publish", noted)
+    monkeypatch.setattr(checkpoints, "publish_checkpoint", noted)
     ended(changed(built, save_every="10m"), "by-time")
     assert names == [f"checkpoint-{step}" for step in range(1, 9)]
 

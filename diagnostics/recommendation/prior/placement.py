@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
+from hybridize.assembler import GATE
+
 PARTS = ("quality", "stability", "value")
 KEPT = 12  # best beginnings of a stack that are followed up, of each kind
 DRIFT = 0.25  # of its donor's depth, by which a run may begin elsewhere than the last one ended
 FLIPPED = "flipped"  # label of a control
-GATE = 0.2  # R2 below which what follows a bridge can make little of what arrives
 
 
 class Spot(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from hybridize.assembler import Plan, make_plan
+from hybridize.assembler import GATE, Plan, make_plan
 from hybridize.console import say, share_progress, token_progress
 from hybridize.diagnostics.measure.budget import BUDGET, fewer, seeds_of
 from hybridize.diagnostics.measure.diagnosis import Material, diagnose_on, gather_material
@@ -21,7 +21,6 @@ from hybridize.diagnostics.recommendation.prior.candidates import (
 from hybridize.diagnostics.recommendation.prior.placement import (
     DRIFT,
     FLIPPED,
-    GATE,
     Estimate,
     LayerRun,
     Placement,
