@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from hybridize.assembler.assembly.verify import verify
 from hybridize.cli import main
 from hybridize.model.manifest import files_of
-from tests.assembler.readers import save_reader
-from tests.assembler.stacks import UNFITTED, build_in
-from tests.cpt.test_training import prepare, train
+from tests.support.readers import save_reader
+from tests.support.stacks import UNFITTED, build_in
+from tests.support.trainings import prepare, train
 
 SEED = 5
 

@@ -17,7 +17,7 @@ from hybridize.assembler.assembly import assemble
 from hybridize.assembler.assembly import verify as verifying
 from hybridize.assembler.worker.worker import LocalProver
 from hybridize.cli import main
-from tests.assembler.stacks import UNFITTED, save_donor, write_recipe
+from tests.support.stacks import UNFITTED, save_donor, write_recipe
 
 RECIPE: dict[str, Any] = {
     "donors": {"a": {"model": "a"}, "b": {"model": "b"}},

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.diagnostics.donors import save_trained
-from tests.test_disk import folder  # noqa: F401 - a fixture
+from tests.support.commands import folder  # noqa: F401 - a fixture
+from tests.support.trained_donors import save_trained
 
 ROOT = Path(__file__).parents[1]
 KILLS = {"build": 14, "diagnose": 10, "recommend": 6, "cpt": 10}
@@ -22,7 +22,7 @@ def test_forty_kills(command: str, folder: Path) -> None:  # noqa: F811
     if command == "recommend":
         save_trained(folder / "sound")
         save_trained(folder / "hurt", damaged=(2, 3))
-    words = [sys.executable, "-m", "tests.killing_commands", str(folder), command]
+    words = [sys.executable, "-m", "tests.support.killing_commands", str(folder), command]
     done = subprocess.run(
         [*words, str(KILLS[command]), "2026"], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.assembler.readers import prose, save_reader
-from tests.assembler.stacks import UNFITTED, build_in, save_donor, write_recipe
-from tests.mutating import KINDS, MOST_BYTES, MOST_SECONDS
-from tests.tiny import tiny_model
+from tests.support.mutating import KINDS, MOST_BYTES, MOST_SECONDS
+from tests.support.readers import prose, save_reader
+from tests.support.stacks import UNFITTED, build_in, save_donor, write_recipe
+from tests.support.tiny import tiny_model
 
 ROOT = Path(__file__).parents[1]
 SEED = 11
@@ -90,7 +90,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mutate(kind: str, folder: Path, count: int) -> None:
-    command = [sys.executable, "-m", "tests.mutating", kind, str(folder), str(count), str(SEED)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.mutating",
+        kind,
+        str(folder),
+        str(count),
+        str(SEED),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])

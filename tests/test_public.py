@@ -14,8 +14,8 @@ import pytest
 
 import hybridize
 from hybridize import assembler
-from tests.assembler.readers import save_reader, write_text
-from tests.assembler.stacks import write_recipe
+from tests.support.readers import save_reader, write_text
+from tests.support.stacks import write_recipe
 
 FACES = [hybridize, assembler]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from hybridize.errors import Finding, HybridizeError
 from hybridize.recipe.file import load_recipe
 from hybridize.text.sources import TextSource, find_text, read_text
+from tests.support.text_files import write_lines, write_parquet
 
 ROWS = [{"text": "one", "id": 1}, {"text": "two\u2028lines", "id": 2}]
 
@@ -51,25 +51,12 @@ def complaint(folder: Path, entry: str) -> str:
     return found.replace(f"{folder}/", "")
 
 
-def write_lines(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    return path
-
-
 def write_feather(path: Path, **columns: list[Any]) -> None:
     import pyarrow
 
     table = pyarrow.table(columns)
     with pyarrow.ipc.new_file(str(path), table.schema) as out:
         out.write_table(table)
-
-
-def write_parquet(path: Path, **columns: list[Any]) -> Path:
-    import pyarrow
-    from pyarrow import parquet
-
-    parquet.write_table(pyarrow.table(columns), path, row_group_size=2)
-    return path
 
 
 def test_a_plain_file_is_one_document(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.tiny import FAMILIES, all_causal_types, tiny_config, tiny_model
+from tests.support.tiny import FAMILIES, all_causal_types, tiny_config, tiny_model
 
 IDS = torch.randint(3, 64, (2, 12), generator=torch.Generator().manual_seed(0))
 

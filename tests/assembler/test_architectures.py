@@ -15,19 +15,15 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from hybridize.architectures.families import types_with
-from hybridize.architectures.refused import (
-    known_types,
-    needs_own_embedding,
-    refusal,
-)
+from hybridize.architectures.refused import known_types, needs_own_embedding, refusal
 from hybridize.model.donors import positions_of
-from tests.assembler.inmemory import State, assemble, depth, identity
-from tests.assembler.test_native import IDS, MASK, by_hand
-from tests.tiny import FAMILIES, all_causal_types, tiny_config, tiny_model
+from tests.support.by_hand import IDS, MASK, by_hand
+from tests.support.families import ACCEPTED
+from tests.support.inmemory import State, assemble, depth, identity
+from tests.support.tiny import FAMILIES, all_causal_types, tiny_config, tiny_model
 
 DECODING = {"max_new_tokens": 7, "min_new_tokens": 7, "do_sample": False, "use_cache": True}
 DETAILS = {"return_dict_in_generate": True, "output_logits": True}
-ACCEPTED = [name for name in all_causal_types() if refusal(name) is None]
 
 
 def test_known_types_are_those_of_transformers() -> None:

@@ -20,9 +20,9 @@ from hybridize.errors import HybridizeError
 from hybridize.model.states import State
 from hybridize.runtime import HybridForCausalLM
 from hybridize.torch_model.loading import Weights
-from tests.assembler.stacks import assert_same, build_in, load, plan_of, save_donor, tokens
-from tests.assembler.test_architectures import ACCEPTED
-from tests.tiny import FAMILIES
+from tests.support.families import ACCEPTED
+from tests.support.stacks import assert_same, build_in, load, plan_of, save_donor, tokens
+from tests.support.tiny import FAMILIES
 
 #: Of which the plan says that a copy of a layer would not begin as nothing.
 UNABLE = {

@@ -22,7 +22,7 @@ from hybridize.assembler.worker.worker import LocalProver, WorkerProcess
 from hybridize.errors import HybridizeError
 from hybridize.files import staging
 from hybridize.model.checkpoint import open_checkpoint
-from tests.assembler.stacks import (
+from tests.support.stacks import (
     UNFITTED,
     assert_same,
     build_in,
@@ -32,7 +32,7 @@ from tests.assembler.stacks import (
     tokens,
     write_recipe,
 )
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
 
 STACK = {
     "donors": {"a": {"model": "a"}, "b": {"model": "b"}},

@@ -16,7 +16,7 @@ from hybridize.assembler.plan.report import plan_as_dict, plan_table
 from hybridize.errors import MOST, MOST_JSON, Finding, HybridizeError
 from hybridize.model.donors import load_donor
 from hybridize.recipe.file import load_recipe
-from tests.assembler.stacks import save_donor
+from tests.support.stacks import save_donor
 
 LAYERS = 20
 

@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 
 from hybridize.architectures.defaults import class_default, text_type, ties_head
 from hybridize.architectures.refused import refusal
-from tests.tiny import all_causal_types
+from tests.support.tiny import all_causal_types
 
 ACCEPTED = [name for name in all_causal_types() if refusal(name) is None]
 # Everything whose config nests a language model that can be a donor.

@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, OlmoHybridForCausalLM, PreTrainedModel, Qwen3ForCausalLM
 
-from tests.assembler.readers import save_reader, write_text
-from tests.tiny import tiny_config
+from tests.support.readers import save_reader, write_text
+from tests.support.tiny import tiny_config
 
 SEEDS = ("0", "1", "4242")
 RECIPES = {

@@ -14,7 +14,7 @@ from hybridize.errors import HybridizeError
 from hybridize.model.checkpoint import open_checkpoint
 from hybridize.model.depth_map import depth_map
 from hybridize.model.donors import locate, open_model
-from tests.assembler.stacks import (
+from tests.support.stacks import (
     UNFITTED,
     assert_same,
     build_in,
@@ -23,7 +23,7 @@ from tests.assembler.stacks import (
     save_donor,
     write_recipe,
 )
-from tests.tiny import FAMILIES, tiny_model
+from tests.support.tiny import FAMILIES, tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ONE = {"donors": {"a": {"model": "org/tiny"}}, "slots": [{"from": "a", "layers": "0-1"}]}

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from hybridize.assembler.plan.estimate import build_seconds, machine_of
 from hybridize.cli import main
 from hybridize.machine.speed import Speed, remember
-from tests.assembler.readers import save_reader, write_text
-from tests.assembler.stacks import plan_of
+from tests.support.readers import save_reader, write_text
+from tests.support.stacks import plan_of
 
 SPEED = Speed("cpu", "float32", {32: 1e6}, head=1e3, training=1.0, copying=1e6, starting=2.0)
 BRIDGE = {"where": "changes"}

@@ -26,7 +26,7 @@ from hybridize.console import duration
 from hybridize.errors import HybridizeError
 from hybridize.text.calibration import NOT_MEASURED, gather
 from hybridize.torch_model.windows import DomainText, Reader, Windows, cut
-from tests.assembler.readers import (
+from tests.support.readers import (
     code,
     in_another_basis,
     prose,
@@ -35,7 +35,7 @@ from tests.assembler.readers import (
     tokenizer,
     write_text,
 )
-from tests.assembler.stacks import build_in, generate, load, plan_of
+from tests.support.stacks import build_in, generate, load, plan_of
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 4, "tie_word_embeddings": False}
 

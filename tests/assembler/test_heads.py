@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,9 +19,10 @@ from hybridize.errors import HybridizeError
 from hybridize.model.donors import load_donor
 from hybridize.recipe.file import load_recipe
 from hybridize.torch_model.loading import Weights, load_folder
-from tests.assembler.readers import save_reader, write_text
-from tests.assembler.stacks import build_in, load, plan_of, save_donor, write_recipe
-from tests.tiny import all_causal_types, tiny_config, tiny_model
+from tests.support.heads import base_alone
+from tests.support.readers import save_reader, write_text
+from tests.support.stacks import build_in, load, plan_of, save_donor, write_recipe
+from tests.support.tiny import all_causal_types, tiny_config, tiny_model
 
 SOME = ("llama", "gemma2", "qwen2", "gpt2", "mamba2", "kimi_linear", "lfm2", "phi", "opt")
 ACCEPTED = [name for name in all_causal_types() if refusal(name) is None]
@@ -64,15 +64,6 @@ def test_heads_are_those_of_from_pretrained(model_type: str, tmp_path: Path) -> 
         random = any(n.endswith("weight") and n in (name, head) for n in info["missing_keys"])
         assert donor.has_head is not random, place
         assert donor.tied is (output is theirs.get_input_embeddings().weight), place
-
-
-def base_alone(folder: Path, **options: Any) -> Path:
-    """An untied model saved without its head, with a tokenizer."""
-    save_reader(folder, "llama", **options)
-    state = load_file(folder / "model.safetensors")
-    del state["lm_head.weight"]
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 def test_what_has_no_head_is_neither_diagnosed_nor_trained(tmp_path: Path) -> None:

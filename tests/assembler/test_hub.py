@@ -16,8 +16,8 @@ from urllib.parse import unquote
 import pytest
 
 from hybridize.model.checkpoint import INDEX
-from tests.assembler.stacks import load, save_donor, write_recipe
-from tests.assembler.test_tokenization import write_tokenizer
+from tests.support.stacks import load, save_donor, write_recipe
+from tests.support.tokenizers import write_tokenizer
 
 COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 RECIPE = {

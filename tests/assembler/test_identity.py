@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hybridize.assembler.assembly.verify import verify
 from hybridize.assembler.worker.worker import LocalProver
-from tests.assembler.stacks import assert_same, build_in, load, save_donor
-from tests.tiny import FAMILIES
+from tests.support.stacks import assert_same, build_in, load, save_donor
+from tests.support.tiny import FAMILIES
 
 # A bias beside a tied head, and mixtures of experts: kernels round by where experts lie.
 MORE = ("ctrl", "dots1", "glm4_moe", "lfm2_moe", "olmoe")

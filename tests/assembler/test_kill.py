@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.random_llama import write_llama
 from hybridize.assembler.assembly.verify import verify
-from tests.assembler.killing import contents, moments
+from tests.support.killing import contents, moments
 
 ROOT = Path(__file__).parents[2]
 KILLS = 17  # of forked builds; three more of the command itself
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def forked(folder: Path) -> list[dict[str, Any]]:
     """What the killing process saw; it leaves `reference` and `reference-old`."""
-    command = [sys.executable, "-m", "tests.assembler.killing", folder, str(KILLS), str(SEED)]
+    command = [sys.executable, "-m", "tests.support.killing", folder, str(KILLS), str(SEED)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     seen: list[dict[str, Any]] = json.loads(done.stdout)

@@ -14,7 +14,7 @@ from hybridize.cli import main
 from hybridize.errors import Finding, HybridizeError
 from hybridize.model.anatomy import Layer
 from hybridize.model.depth_map import mixer_of
-from tests.assembler.stacks import save_donor, write_recipe
+from tests.support.stacks import save_donor, write_recipe
 
 KINDS = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
 

@@ -15,8 +15,8 @@ from hybridize.assembler.worker.worker import LocalProver
 from hybridize.errors import HybridizeError
 from hybridize.torch_model.layout import OutTensor, check_names, hybrid_layout, keep_fp32_names
 from hybridize.torch_model.symbolic import NotBytewise, Piece, Symbolic
-from tests.assembler.inmemory import as_disk, assemble, depth, gather, hybrid_config, identity
-from tests.tiny import FAMILIES, tiny_model
+from tests.support.inmemory import as_disk, assemble, depth, gather, hybrid_config, identity
+from tests.support.tiny import FAMILIES, tiny_model
 
 
 def saved(model: PreTrainedModel, folder: Path, **options: Any) -> dict[str, Tensor]:

@@ -17,8 +17,8 @@ from hybridize.model import lineage
 from hybridize.model.checkpoint import open_checkpoint
 from hybridize.model.donors import Donor, load_donor
 from hybridize.model.lineage import TENSORS, Lineages, compare
-from tests.assembler.stacks import plan_of, save_donor
-from tests.tiny import tiny_model
+from tests.support.stacks import plan_of, save_donor
+from tests.support.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")

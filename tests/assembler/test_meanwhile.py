@@ -18,9 +18,9 @@ from hybridize.cpt.train import training as pretraining
 from hybridize.diagnostics import command as diagnosing
 from hybridize.errors import HybridizeError
 from hybridize.files import mapping
-from tests.assembler.readers import prose, save_reader
-from tests.assembler.stacks import UNFITTED, plan_of, save_donor
-from tests.cpt.test_training import prepare, train
+from tests.support.readers import prose, save_reader
+from tests.support.stacks import UNFITTED, plan_of, save_donor
+from tests.support.trainings import prepare, train
 
 HYBRID: dict[str, Any] = {
     "donors": {"a": {"model": "a"}, "b": {"model": "b"}},

@@ -8,26 +8,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import model_type_to_module_name
 
 from hybridize.architectures.native import NotExpressible, _shortest_period, obstacle, rewrite_depth
 from hybridize.architectures.refused import refusal
 from hybridize.assembler.worker.proof import LAYER_NUMBERS, NativeProof, prove_native
-from tests.tiny import DEPTH, FAMILIES, all_causal_types, tiny_config, tiny_model
+from tests.support.by_hand import IDS, MASK, Picks, by_hand, parts
+from tests.support.tiny import DEPTH, FAMILIES, all_causal_types, tiny_config, tiny_model
 
-Picks = Sequence[tuple[str, int]]
-
-IDS = torch.randint(3, 64, (2, 11), generator=torch.Generator().manual_seed(0))
-MASK = torch.ones_like(IDS)
 MASK[0, :3] = 0  # left padding
 
 IDENTITY = [0, 1, 2, 3]
@@ -51,19 +48,6 @@ def prove(
 ) -> NativeProof:
     configs = {name: json.loads(m.config.to_json_string()) for name, m in donors.items()}
     return prove_native(configs, picks, embeddings=embeddings, head=head, tied=tied)
-
-
-def parts(model: PreTrainedModel) -> tuple[str, nn.ModuleList, str]:
-    """Path of the layers, the layers, and the path of the final norm."""
-    depth = model.config.num_hidden_layers
-    path, layers = next(
-        (p, m) for p, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth
-    )
-    parent = path.rpartition(".")[0]
-    norms = [
-        n for n, _ in model.get_submodule(parent).named_children() if "norm" in n or n == "ln_f"
-    ]
-    return path, layers, f"{parent}.{norms[-1]}"
 
 
 def native(
@@ -94,40 +78,6 @@ def native(
             state[f"{layers}.{slot}.{name}"] = tensor
     model.load_state_dict(state, strict=True)
     return model.eval()
-
-
-@torch.no_grad()
-def by_hand(
-    donors: Mapping[str, PreTrainedModel], picks: Picks, embeddings: str, head: str
-) -> Tensor:
-    """Logits of a stack whose layers are called one after the other, as their donors call them."""
-    calls: dict[tuple[str, int], tuple[Any, Any]] = {}
-    step = {"input_ids": IDS, "attention_mask": MASK, "use_cache": False}
-    for name, donor in donors.items():
-        handles = []
-        for index, layer in enumerate(parts(donor)[1]):
-
-            def keep(_: Any, args: Any, kwargs: Any, key: tuple[str, int] = (name, index)) -> None:
-                calls[key] = (args, kwargs)
-
-            handles.append(layer.register_forward_pre_hook(keep, with_kwargs=True))
-        donor(**step)
-        for handle in handles:
-            handle.remove()
-
-    hidden = calls[embeddings, 0][0][0]
-    for donor_name, index in picks:
-        args, kwargs = calls[donor_name, index]
-        out = parts(donors[donor_name])[1][index](hidden, *args[1:], **kwargs)
-        hidden = out[0] if isinstance(out, tuple) else out
-
-    def stack(_: Any, args: Any, out: Any) -> Any:
-        return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
-
-    handle = parts(donors[head])[1][-1].register_forward_hook(stack)
-    logits: Tensor = donors[head](**step).logits
-    handle.remove()
-    return logits
 
 
 @torch.no_grad()
@@ -452,7 +402,7 @@ def arithmetic(function: ast.FunctionDef) -> list[str]:
 def test_proofs_do_not_depend_on_the_hash_seed() -> None:
     """mergekit takes configs in set order; the same recipe must give the same bytes."""
     script = (
-        "import json; from tests.tiny import tiny_config; "
+        "import json; from tests.support.tiny import tiny_config; "
         "from hybridize.assembler.worker.proof import prove_native; "
         "made = lambda t: json.loads(tiny_config(t).to_json_string()); "
         "picks = [('a', 3), ('b', 0), ('a', 1)]; "

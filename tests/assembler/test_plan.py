@@ -13,7 +13,7 @@ from hybridize.assembler.plan.report import num_bytes, num_parameters, plan_as_d
 from hybridize.errors import HybridizeError
 from hybridize.model.states import State
 from hybridize.recipe.file import load_recipe
-from tests.assembler.stacks import UNFITTED, plan_of, save_donor
+from tests.support.stacks import UNFITTED, plan_of, save_donor
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def test_a_head_that_differs_from_its_tied_embedding_is_kept(tmp_path: Path) -> 
 
 def test_a_donor_without_a_head_of_its_own_is_refused_as_head(tmp_path: Path) -> None:
     """A base model saved alone would get a random head at load."""
-    from tests.tiny import tiny_model
+    from tests.support.tiny import tiny_model
 
     tiny_model("llama").model.save_pretrained(tmp_path / "base")
     text = {"donors": {"a": {"model": "base"}}, "slots": [{"from": "a", "layer": 0}]}
@@ -211,7 +211,7 @@ def test_a_donor_without_a_head_of_its_own_is_refused_as_head(tmp_path: Path) ->
 def test_donors_of_differing_dtype_lose_nothing(tmp_path: Path) -> None:
     import torch
 
-    from tests.tiny import tiny_model
+    from tests.support.tiny import tiny_model
 
     tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "half")
     save_donor(tmp_path / "full", "llama")

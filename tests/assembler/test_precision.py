@@ -18,9 +18,9 @@ from hybridize.model.donors import load_donor
 from hybridize.model.states import State
 from hybridize.torch_model.loading import Weights
 from hybridize.torch_model.stream import Stream
-from tests.assembler.readers import prose, save, tokenizer, write_text
-from tests.assembler.stacks import build_in
-from tests.tiny import tiny_model
+from tests.support.readers import prose, save, tokenizer, write_text
+from tests.support.stacks import build_in
+from tests.support.tiny import tiny_model
 
 PLAIN = frozenset({"avx2", "avx512f"})
 OTHER = {"float32": "bfloat16", "bfloat16": "float32"}

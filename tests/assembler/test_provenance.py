@@ -20,8 +20,8 @@ from hybridize.cli import main
 from hybridize.files.yaml_source import parse_yaml
 from hybridize.model.checkpoint import read_json
 from hybridize.recipe.portable import portable, portable_text
-from tests.assembler.readers import save_reader, write_text
-from tests.assembler.stacks import build_in, write_recipe
+from tests.support.readers import save_reader, write_text
+from tests.support.stacks import build_in, write_recipe
 
 
 def with_paths(folder: Path, name: str, model_type: str = "llama", **overrides: Any) -> Path:

@@ -20,8 +20,8 @@ from transformers import StaticCache, Trainer, TrainingArguments
 import hybridize.runtime.modeling_hybridize as runtime_file
 from hybridize.architectures.refused import refusal
 from hybridize.runtime import HybridForCausalLM
-from tests.assembler.inmemory import assemble, fill, hybrid_config, identity
-from tests.assembler.test_runtime_stacks import (
+from tests.support.inmemory import assemble, fill, hybrid_config, identity
+from tests.support.runtime_stacks import (
     STACKS,
     all_linear,
     llama_and_olmo_hybrid,
@@ -30,7 +30,7 @@ from tests.assembler.test_runtime_stacks import (
     padded_batch,
     two_windows,
 )
-from tests.tiny import all_causal_types, tiny_model
+from tests.support.tiny import all_causal_types, tiny_model
 
 
 @pytest.fixture

@@ -12,14 +12,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from hybridize.architectures.refused import refusal
 from hybridize.runtime import HybridForCausalLM
-from tests.assembler.inmemory import assemble, identity
-from tests.assembler.test_runtime_stacks import (
-    STACKS,
-    all_linear,
-    llama_and_olmo_hybrid,
-    llama_and_qwen3,
-)
-from tests.tiny import all_causal_types, tiny_model
+from tests.support.inmemory import assemble, identity
+from tests.support.runtime_stacks import STACKS, all_linear, llama_and_olmo_hybrid, llama_and_qwen3
+from tests.support.tiny import all_causal_types, tiny_model
 
 STEPS = (6, 3, 1, 4)  # beyond the windows of 4 tokens, and from step to step
 IDS = torch.randint(3, 60, (2, sum(STEPS)), generator=torch.Generator().manual_seed(1))

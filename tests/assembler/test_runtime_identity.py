@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.assembler.inmemory import identity
-from tests.tiny import FAMILIES, tiny_model
+from tests.support.inmemory import identity
+from tests.support.tiny import FAMILIES, tiny_model
 
 # Mamba's own classes leave the embedding out of hidden_states and have the last slot twice.
 OWN_HIDDEN_STATES = {"mamba", "mamba2", "falcon_mamba"}

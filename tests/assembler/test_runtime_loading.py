@@ -20,15 +20,15 @@ import hybridize.runtime as runtime
 from hybridize import registration
 from hybridize.architectures.refused import refusal
 from hybridize.runtime import HybridForCausalLM, HybridModel
-from tests.assembler.inmemory import assemble, identity
-from tests.assembler.test_runtime_stacks import (
+from tests.support.inmemory import assemble, identity
+from tests.support.runtime_stacks import (
     STACKS,
     llama_and_olmo_hybrid,
     llama_and_qwen3,
     mixer_swapped,
     mlp_swapped_with_bridges,
 )
-from tests.tiny import FAMILIES, all_causal_types, tiny_model
+from tests.support.tiny import FAMILIES, all_causal_types, tiny_model
 
 
 @pytest.fixture

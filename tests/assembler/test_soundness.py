@@ -19,8 +19,8 @@ from hybridize.model.checkpoint import open_checkpoint
 from hybridize.model.depth_map import depth_map
 from hybridize.model.donors import load_donor, open_model
 from hybridize.model.soundness import contradictions, unsound
-from tests.assembler.stacks import build_in, load, plan_of, save_donor
-from tests.tiny import all_causal_types, tiny_model
+from tests.support.stacks import build_in, load, plan_of, save_donor
+from tests.support.tiny import all_causal_types, tiny_model
 
 ONE: dict[str, Any] = {
     "donors": {"a": {"model": "a"}},

@@ -10,8 +10,8 @@ import pytest
 from transformers import GenerationConfig
 
 from hybridize.model.special_tokens import agreed
-from tests.assembler.stacks import UNFITTED, build_in, load, plan_of, save_donor
-from tests.assembler.test_tokenization import splitting
+from tests.support.stacks import UNFITTED, build_in, load, plan_of, save_donor
+from tests.support.tokenizers import splitting
 
 ROWS = 512
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tests.assembler.stacks import UNFITTED, build_in, generate, load, save_donor, tokens
+from tests.support.stacks import UNFITTED, build_in, generate, load, save_donor, tokens
 
 Picks = Sequence[tuple[str, int]]
 

@@ -15,7 +15,7 @@ from hybridize.model.states import State
 from hybridize.torch_model import stream as streams
 from hybridize.torch_model.loading import Weights
 from hybridize.torch_model.stream import Stream
-from tests.assembler.stacks import build_in, load, save_donor
+from tests.support.stacks import build_in, load, save_donor
 
 TYPES = ["llama", "gemma2", "qwen3_next", "mamba2", "jamba", "olmo_hybrid", "gpt2"]
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from hybridize.assembler.assembly.verify import verify
 from hybridize.assembler.worker.worker import LocalProver
 from hybridize.model.states import State
-from tests.assembler.stacks import assert_same, build_in, generate, load, save_donor, tokens
+from tests.support.stacks import assert_same, build_in, generate, load, save_donor, tokens
 
 SIDES = ("enter", "leave")
 

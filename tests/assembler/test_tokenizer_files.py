@@ -11,8 +11,8 @@ import pytest
 from hybridize.assembler.assembly.verify import verify
 from hybridize.assembler.worker.worker import LocalProver
 from hybridize.model.tokenizer_files import tokenizer_code, tokenizer_files
-from tests.assembler.stacks import build_in, plan_of, save_donor
-from tests.assembler.test_tokenization import write_tokenizer
+from tests.support.stacks import build_in, plan_of, save_donor
+from tests.support.tokenizers import write_tokenizer
 
 ONE = {"donors": {"a": {"model": "a"}}, "slots": [{"from": "a", "layers": "0-3"}]}
 CODE = {"AutoTokenizer": ["tokenization_own.Own", None]}

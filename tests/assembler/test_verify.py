@@ -19,7 +19,7 @@ from hybridize.errors import HybridizeError
 from hybridize.files.hashes import content_hash
 from hybridize.model.checkpoint import open_checkpoint
 from hybridize.model.manifest import is_sealed, sealed
-from tests.assembler.stacks import UNFITTED, build_in, save_donor
+from tests.support.stacks import UNFITTED, build_in, save_donor
 
 RECIPE = {
     "donors": {"a": {"model": "a"}, "b": {"model": "b"}},

@@ -14,8 +14,8 @@ from hybridize.errors import HybridizeError
 from hybridize.model.donors import Donor, load_donor
 from hybridize.model.vocabulary import shared_tokens
 from hybridize.torch_model.tokenization import open_tokenizer
-from tests.assembler.readers import code, prose, tokenizer
-from tests.assembler.stacks import UNFITTED, build_in, plan_of, save_donor
+from tests.support.readers import code, prose, tokenizer
+from tests.support.stacks import UNFITTED, build_in, plan_of, save_donor
 
 WORDS = [f"w{number}" for number in range(64)]  # as many as the tiny donors' embeddings have rows
 

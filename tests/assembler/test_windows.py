@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from hybridize.errors import HybridizeError
 from hybridize.torch_model import windows
 from hybridize.torch_model.windows import DomainText, Encoded, Reader, align, cut
-from tests.assembler.readers import code, prose, tokenizer
+from tests.support.readers import code, prose, tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,9 @@ from hybridize.errors import HybridizeError
 from hybridize.model.checkpoint import open_checkpoint
 from hybridize.model.donors import load_donor
 from hybridize.torch_model.loading import load_folder
-from tests.assembler.stacks import build_in, load, plan_of, save_donor
-from tests.tiny import tiny_model
-from tests.wrappers import all_wrappers, tiny_whole, whole_class
+from tests.support.stacks import build_in, load, plan_of, save_donor
+from tests.support.tiny import tiny_model
+from tests.support.wrappers import all_wrappers, tiny_whole, whole_class
 
 SOME = ("gemma3", "llava", "mistral3", "idefics3", "internvl", "qwen3_5", "blip-2", "qianfan_ocr")
 ACCEPTED = [name for name in all_wrappers() if wrapper_refusal(name) is None]

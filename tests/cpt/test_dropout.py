@@ -14,12 +14,11 @@ import torch
 
 from hybridize.cpt.train.dropout import Dropout
 from hybridize.cpt.train.forward import Forward, checkpoint_slots
-from tests.assembler.stacks import load, save_donor
-from tests.cpt.test_engines import done, start
-from tests.cpt.test_forward import gradients, of_transformers, opened, rows
-from tests.cpt.test_options import changed, ended, lines
-from tests.cpt.test_training import broken_off, prepare, train
-from tests.tiny import FAMILIES, tiny_config, tiny_model
+from tests.support.forwards import gradients, of_transformers, opened, rows
+from tests.support.processes import done, start
+from tests.support.stacks import load, save_donor
+from tests.support.tiny import FAMILIES, tiny_config, tiny_model
+from tests.support.trainings import broken_off, changed, ended, lines, prepare, train
 
 ALONE = {"opt", "bloom", "phimoe", "falcon", "xglm"}  # with other kinds of draws: dropped layers
 SHARE = {"dropout": 0.3, "tokens": 6 * 4 * 32, "save_every": 2, "evaluate_every": 3}

@@ -6,7 +6,6 @@ Who trains on more than one device needs to know that FSDP and DDP are no other 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -22,8 +21,9 @@ from transformers import AutoModelForCausalLM
 from hybridize.assembler.assembly.verify import verify
 from hybridize.cpt.backends.engines import asked_engine, engine_in_use
 from hybridize.errors import CheckFailed, HybridizeError
-from tests.assembler.stacks import build_in, write_recipe
-from tests.cpt.test_training import prepare, tensors, train
+from tests.support.processes import done, start
+from tests.support.stacks import build_in, write_recipe
+from tests.support.trainings import prepare, tensors, train
 
 STEPS = 12
 FEW: dict[str, Any] = {
@@ -36,26 +36,6 @@ FEW: dict[str, Any] = {
     "micro_batch_size": 2,
     "evaluate_every": 3,
 }
-
-
-def start(recipe: Path, out: str, *options: str, **environment: str) -> subprocess.Popen[str]:
-    """The command as a user types it, in a process of its own."""
-    folder = recipe.parent
-    command = [sys.executable, "-m", "hybridize", "cpt", str(recipe), "--device", "cpu"]
-    command += ["--built", str(folder / "out"), "--out", str(folder / out), "--offline"]
-    return subprocess.Popen(
-        [*command, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
-
-
-def done(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err[-3000:]
-    return out + err
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

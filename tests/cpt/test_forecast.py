@@ -17,7 +17,7 @@ from hybridize.cpt.plan.forecast import Forecast, forecast
 from hybridize.cpt.plan.model_tensors import ModelTensors, read_model_tensors
 from hybridize.cpt.plan.policy import Entry, resolve
 from hybridize.errors import HybridizeError
-from tests.assembler.stacks import build_in, load, save_donor
+from tests.support.stacks import build_in, load, save_donor
 
 #: Small embeddings and head beside the slots, and a short sequence: the papers' formulas hold.
 TALL: dict[str, Any] = {

@@ -13,9 +13,8 @@ from safetensors import SafetensorError
 from hybridize.cpt.backends.engines import check_wrapped
 from hybridize.cpt.state import checkpoints
 from hybridize.errors import HybridizeError
-from tests.cpt.test_options import changed, ended
-from tests.cpt.test_training import broken_off, prepare, tensors, train
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
+from tests.support.trainings import broken_off, changed, ended, prepare, tensors, train
 
 # No file may grow beyond a limit: the system's error is that of a full disk in all but its number.
 LIMITED = """

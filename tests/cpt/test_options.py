@@ -33,29 +33,21 @@ from hybridize.errors import CheckFailed
 from hybridize.model.manifest import sealed
 from hybridize.recipe.file import load_recipe
 from hybridize.recipe.sections.cpt import CptSpec, GuardsSpec
-from tests.assembler.readers import code, prose, save_reader
-from tests.assembler.stacks import build_in, write_recipe
-from tests.cpt.test_training import DATA, SMALL, broken_off, prepare, tensors, train
+from tests.support.readers import code, prose, save_reader
+from tests.support.stacks import build_in, write_recipe
+from tests.support.trainings import (
+    DATA,
+    SMALL,
+    broken_off,
+    changed,
+    ended,
+    lines,
+    prepare,
+    tensors,
+    train,
+)
 
 SHORT: dict[str, Any] = {"tokens": 8 * 4 * 32, "save_every": 2}  # eight steps
-
-
-def changed(recipe: Path, **cpt: Any) -> Path:
-    """Another recipe for the same model."""
-    data = yaml.safe_load(recipe.read_text())
-    data["cpt"] |= cpt
-    return write_recipe(recipe.with_name("changed.yaml"), data)
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def ended(recipe: Path, out: str = "trained", *options: str) -> dict[str, Any]:
-    done = train(recipe, out, "--json", *options)
-    assert done.exit_code == 0, done.output[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from hybridize.cpt.plan.policy_words import difference, policy_table
 from hybridize.cpt.trainable.patterns import matches
 from hybridize.errors import HybridizeError
 from hybridize.plugins import load_plugin, plugin_names
-from tests.assembler.stacks import build_in, load, save_donor
-from tests.tiny import FAMILIES
+from tests.support.stacks import build_in, load, save_donor
+from tests.support.tiny import FAMILIES
 
 KINDS = plugin_names("freeze")
 #: A value for each kind that takes one.

@@ -13,7 +13,7 @@ from hybridize.cpt.plan.model_tensors import ModelTensors, read_model_tensors
 from hybridize.cpt.plan.policy import Entry, resolve
 from hybridize.cpt.plan.rates import rate_lines, rates_of
 from hybridize.recipe.sections.cpt import CptSpec
-from tests.assembler.stacks import UNFITTED, build_in, save_donor, write_recipe
+from tests.support.stacks import UNFITTED, build_in, save_donor, write_recipe
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,7 @@ from hybridize.console import duration
 from hybridize.cpt.plan.planning import plan_training
 from hybridize.cpt.train.timing import Timing, peak_memory
 from hybridize.recipe.file import load_recipe
-from tests.cpt.test_options import changed
-from tests.cpt.test_training import prepare, train
+from tests.support.trainings import changed, prepare, train
 
 STAGES = [{"train": ["bridges"], "share": 0.5}, {"train": [{"shallow": 1}], "share": 0.5}]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -27,57 +26,15 @@ from hybridize.cpt.plan.target import find_target
 from hybridize.cpt.train.isolation import isolates
 from hybridize.cpt.train.trainable_model import open_model
 from hybridize.model.checkpoint import open_checkpoint
-from tests.assembler.readers import code, prose, save_reader
-from tests.assembler.stacks import UNFITTED, build_in, write_recipe
-from tests.tiny import FAMILIES
+from tests.support.readers import code, save_reader
+from tests.support.stacks import build_in, write_recipe
+from tests.support.tiny import FAMILIES
+from tests.support.trainings import SMALL, STEPS, broken_off, prepare, tensors, train
 
-DATA = {"new": ["code.txt"], "old": ["prose.txt"], "replay": 0.25}
-STEPS = 40
 RECURRENT = {
     "mamba", "mamba2", "falcon_mamba", "qwen3_next", "qwen3_5_text", "olmo_hybrid", "kimi_linear",
     "bamba", "jamba", "falcon_h1", "nemotron_h", "granitemoehybrid", "lfm2", "recurrent_gemma",
 }  # fmt: skip
-SMALL: dict[str, Any] = {
-    "train": ["bridges", {"shallow": 1}],
-    "data": DATA,
-    "tokens": STEPS * 4 * 32,
-    "length": 32,
-    "batch": 4,
-    "learning_rate": 3e-3,
-    "save_every": 3,
-}
-
-
-def prepare(folder: Path, **cpt: Any) -> Path:
-    """A built hybrid of two tiny donors, one recurrent and one not, and its recipe."""
-    save_reader(folder / "low", "llama", num_hidden_layers=2)
-    save_reader(folder / "high", "qwen3", seed=1, hidden_size=48)
-    (folder / "code.txt").write_text(code())
-    (folder / "prose.txt").write_text(prose())
-    recipe = {
-        "donors": {"low": {"model": "low"}, "high": {"model": "high"}},
-        "slots": [{"from": "low", "layers": "0-1"}, {"from": "high", "layers": "0-1"}],
-        "bridges": UNFITTED,
-        "cpt": {**SMALL, **cpt},
-    }
-    build_in(folder, recipe)
-    return write_recipe(folder / "recipe.yaml", recipe)
-
-
-def train(recipe: Path, out: str = "trained", *options: str) -> Result:
-    folder = recipe.parent
-    arguments = ["cpt", str(recipe), "--built", str(folder / "out"), "--out", str(folder / out)]
-    return CliRunner().invoke(main, [*arguments, "--offline", *options])
-
-
-def tensors(folder: Path) -> dict[str, str]:
-    """sha256 of each tensor's bytes."""
-    found = {}
-    for name, header in open_checkpoint(folder).tensors.items():
-        with header.file.open("rb") as file:
-            file.seek(header.start)
-            found[name] = hashlib.sha256(file.read(header.nbytes)).hexdigest()
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -193,28 +150,6 @@ def test_a_kill_while_a_checkpoint_is_written_costs_nothing(trained: Path) -> No
     done = train(trained, "writing", "--resume")
     assert done.exit_code == 0, done.output[-2000:]
     assert tensors(trained.parent / "writing") == tensors(trained.parent / "trained")
-
-
-def broken_off(
-    recipe: Path, out: str, *, checkpoints: int = 1, pattern: str = "checkpoint-*"
-) -> Path:
-    """The working folder of a training that was killed as soon as it had so many checkpoints."""
-    folder = recipe.parent / f"{out}.work" / "stage-0"
-    child = os.fork()
-    if child == 0:
-        try:
-            torch.set_num_threads(1)
-            command.train(
-                recipe, built=recipe.parent / "out", out=recipe.parent / out, device="cpu",
-                offline=True, resume=False, force=False,
-            )  # fmt: skip
-        finally:
-            os._exit(0)
-    while len(list(folder.glob(pattern))) < checkpoints:
-        time.sleep(0.0005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return folder
 
 
 def test_a_broken_checkpoint_is_passed_over(trained: Path) -> None:

@@ -16,8 +16,8 @@ from hybridize.diagnostics.measure.effort import Effort
 from hybridize.diagnostics.measure.variants import Variant
 from hybridize.diagnostics.subject.trace import Curve, Trace, read_document
 from hybridize.recipe.sections.diagnostics import DiagnosticsSpec
-from tests.assembler.readers import write_text
-from tests.diagnostics.donors import DEPTH, save_trained
+from tests.support.readers import write_text
+from tests.support.trained_donors import DEPTH, save_trained
 
 
 def pairs(**given: Any) -> list[tuple[int | None, int | None]]:

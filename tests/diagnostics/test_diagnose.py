@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from hybridize.cli import main
 from hybridize.diagnostics.subject.trace import Document, read_document
-from tests.assembler.readers import prose, save, save_reader, write_text
-from tests.assembler.stacks import build_in, write_recipe
-from tests.diagnostics.donors import DEPTH, save_trained
-from tests.tiny import tiny_model
+from tests.support.readers import prose, save, save_reader, write_text
+from tests.support.stacks import build_in, write_recipe
+from tests.support.tiny import tiny_model
+from tests.support.trained_donors import DEPTH, save_trained
 
 QUICK = ("--tokens", "1024", "--seeds", "2")
 
@@ -114,7 +114,7 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     model = tiny_model("llama", vocab_size=288)
     with torch.no_grad():
         model.model.layers[2].mlp.up_proj.weight[0, 0] = float("nan")
-    from tests.assembler.readers import tokenizer
+    from tests.support.readers import tokenizer
 
     save(model, tmp_path / "donor", tokenizer([prose()]))
     done = diagnose(tmp_path / "donor", tmp_path, *QUICK)

@@ -29,9 +29,9 @@ from hybridize.diagnostics.subject.trace import Curve, Set
 from hybridize.model.anatomy import MIXERS, MLPS
 from hybridize.model.donors import load_donor
 from hybridize.torch_model.loading import Parts, Weights
-from tests.assembler.readers import in_another_basis
-from tests.assembler.stacks import load
-from tests.tiny import FAMILIES, tiny_model
+from tests.support.readers import in_another_basis
+from tests.support.stacks import load
+from tests.support.tiny import FAMILIES, tiny_model
 
 WIDTH, VOCABULARY, DEPTH = 32, 64, 4
 

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hybridize.cli import main
 from hybridize.diagnostics.subject.items import Item, find_items
 from hybridize.diagnostics.subject.trace import Trace, read_document
-from tests.assembler.readers import prose, write_text
-from tests.assembler.stacks import write_recipe
-from tests.diagnostics.donors import save_trained
+from tests.support.readers import prose, write_text
+from tests.support.stacks import write_recipe
+from tests.support.trained_donors import save_trained
 
 SETS = {"agreement": 6}  # and how many items of each
 

@@ -27,10 +27,10 @@ from hybridize.diagnostics.subject.target import Options, with_options
 from hybridize.recipe.file import load_recipe
 from hybridize.recipe.sections.placement import PlacementSpec
 from hybridize.text.comparison import mean_gap
-from tests.assembler.readers import save_reader, write_text
-from tests.assembler.stacks import build_in, write_recipe
-from tests.assembler.test_heads import base_alone
-from tests.diagnostics.donors import DEPTH, save_trained
+from tests.support.heads import base_alone
+from tests.support.readers import save_reader, write_text
+from tests.support.stacks import build_in, write_recipe
+from tests.support.trained_donors import DEPTH, save_trained
 
 SMALL: dict[str, Any] = {
     "calibration": {"data": ["text.txt"], "tokens": 2048, "length": 64},

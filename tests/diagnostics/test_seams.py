@@ -13,8 +13,8 @@ from hybridize.diagnostics.recommendation.trial import seams
 from hybridize.diagnostics.recommendation.trial.seams import Apart
 from hybridize.diagnostics.subject.subjects import model_subject
 from hybridize.torch_model.windows import DomainText, Windows
-from tests.assembler.readers import code, in_another_basis, prose, save, tokenizer
-from tests.diagnostics.donors import save_trained, trained
+from tests.support.readers import code, in_another_basis, prose, save, tokenizer
+from tests.support.trained_donors import save_trained, trained
 
 
 def compare(

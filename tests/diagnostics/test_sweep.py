@@ -27,8 +27,8 @@ from hybridize.model.donors import load_donor
 from hybridize.plugins import load_plugin, plugin_names
 from hybridize.torch_model.loading import Parts, Weights, built_parts
 from hybridize.torch_model.stream import Stream
-from tests.assembler.stacks import build_in, load, save_donor
-from tests.tiny import tiny_model
+from tests.support.stacks import build_in, load, save_donor
+from tests.support.tiny import tiny_model
 
 TYPES = ("llama", "gemma2", "mamba2", "qwen3_next", "jamba")
 KINDS = plugin_names("perturbations")

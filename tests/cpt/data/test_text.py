@@ -27,9 +27,9 @@ from hybridize.cpt.data.tokens import Tokens
 from hybridize.errors import HybridizeError
 from hybridize.recipe.file import RecipeFile, load_recipe
 from hybridize.torch_model.windows import Reader
-from tests.assembler.readers import VOCABULARY, code, prose, tokenizer
-from tests.assembler.stacks import write_recipe
-from tests.test_text import write_lines, write_parquet
+from tests.support.readers import VOCABULARY, code, prose, tokenizer
+from tests.support.stacks import write_recipe
+from tests.support.text_files import write_lines, write_parquet
 
 LENGTH = 32
 PLENTY = 1_000_000  # tokens: more than any text here has

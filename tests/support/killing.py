@@ -1,4 +1,4 @@
-"""Kills builds at random moments: `python -m tests.assembler.killing FOLDER KILLS SEED`.
+"""Kills builds at random moments: `python -m tests.support.killing FOLDER KILLS SEED`.
 
 A process of its own, which imports torch once and forks the builds that it kills, so that twenty
 kills take seconds. What it saw is printed as JSON.

@@ -1,4 +1,4 @@
-"""Kills commands at random moments: `python -m tests.killing_commands FOLDER COMMAND KILLS SEED`.
+"""Kills commands at random: `python -m tests.support.killing_commands FOLDER COMMAND KILLS SEED`.
 
 A process of its own, which imports torch once and forks what it kills. It prints as JSON what was
 there after each kill, and after the next run.
@@ -20,8 +20,8 @@ from hybridize.assembler.assembly import assemble
 from hybridize.assembler.assembly.verify import verify
 from hybridize.assembler.worker.worker import LocalProver
 from hybridize.cli import main
-from tests.assembler.killing import contents, moments
-from tests.test_disk import COMMANDS
+from tests.support.commands import COMMANDS
+from tests.support.killing import contents, moments
 
 
 def _fork(words: list[str]) -> int:

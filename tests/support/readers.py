@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
 
 VOCABULARY = 288
 

@@ -14,7 +14,7 @@ from hybridize.assembler.assembly.assemble import Built, build
 from hybridize.assembler.plan.planning import Plan, make_plan
 from hybridize.assembler.worker.worker import LocalProver
 from hybridize.recipe.file import load_recipe
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
 
 #: For tests of something else: a bridge where the width changes, and no text that it is fitted to.
 UNFITTED: dict[str, Any] = {"where": "width-changes", "init": "random", "bias": False}

@@ -11,7 +11,7 @@ from transformers.models.auto import modeling_auto
 
 from hybridize.architectures.defaults import text_type
 from hybridize.architectures.refused import refusal
-from tests.tiny import OVERRIDES, randomize_, shrink
+from tests.support.tiny import OVERRIDES, randomize_, shrink
 
 CLASSES: tuple[Any, ...] = (
     modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING,

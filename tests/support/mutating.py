@@ -1,4 +1,4 @@
-"""Breaks input at random, and sees how commands take it: `python -m tests.mutating KIND ...`.
+"""Breaks input at random, and runs commands on it: `python -m tests.support.mutating KIND ...`.
 
 A process of its own, without torch for all kinds but tokenizers, so that time and memory are those
 of the commands. It prints as JSON what ended otherwise than well or with a message.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tests.assembler.readers import code, prose, save, tokenizer
-from tests.tiny import tiny_model
+from tests.support.readers import code, prose, save, tokenizer
+from tests.support.tiny import tiny_model
 
 STEPS, ROWS, LENGTH = 160, 16, 48
 DEPTH = 6
