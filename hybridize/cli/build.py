@@ -19,7 +19,7 @@ from hybridize.cli.group import COMPUTE, PATH, common, main
     type=click.Choice(["forward", "structure"]),
     default="forward",
     show_default=True,
-    help="Load the result and run it, or only compare names and shapes with its class.",
+    help="Load and run the result, or only check its tensor names and shapes.",
 )
 @COMPUTE
 @common

@@ -13,35 +13,44 @@ from hybridize.cli.group import DEVICE, PATH, common, main
 from hybridize.machine import ranks
 
 
-@main.command(short_help="Go on training a built model, with only what should learn")
+@main.command(short_help="Continue pre-training a built model, with most of it frozen")
 @click.argument("recipe", metavar="RECIPE|DIR", type=PATH)
-@click.option("--built", type=PATH, help="The model to train.  [default: out/NAME]")
-@click.option("--out", type=PATH, help="Folder to create.  [default: that of the model, and -cpt]")
-@click.option("--text", multiple=True, help="File to learn from.  [default: the recipe's]")
-@click.option("--old", multiple=True, help="File of text to keep.  [default: the recipe's]")
-@click.option("--tokens", type=click.IntRange(1), help="Of the whole training.")
-@click.option("--forecast", is_flag=True, help="Show what would learn and what it costs, and stop.")
-@click.option("--list", "listed", is_flag=True, help="With --forecast: every tensor that learns.")
+@click.option("--built", type=PATH, help="Folder of the model to train.  [default: out/NAME]")
+@click.option("--out", type=PATH, help="Folder to create.  [default: the model's, with -cpt added]")
+@click.option(
+    "--text", multiple=True, help="Text file to learn from; repeatable.  [default: the recipe's]"
+)
+@click.option(
+    "--old", multiple=True, help="File of old text to keep; repeatable.  [default: the recipe's]"
+)
+@click.option("--tokens", type=click.IntRange(1), help="Tokens to train on, all stages together.")
+@click.option("--forecast", is_flag=True, help="Show what would learn and its cost, then exit.")
+@click.option("--list", "listed", is_flag=True, help="With --forecast: list all trained tensors.")
 @click.option(
     "--time/--no-time",
     "timed",
     default=None,
-    help="With --forecast: run a few tokens to tell seconds.  [default: if the model is small]",
+    help="With --forecast: time a few tokens.  [default: only if the model is small]",
 )
 @click.option("--resume", is_flag=True, help="Resume an interrupted training.")
 @click.option("--force", is_flag=True, help="Discard an interrupted training and start over.")
-@click.option("--processes", type=click.IntRange(1, 1024), default=1, help="On this machine.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 1024),
+    default=1,
+    help="Number of processes to start on this machine.",
+)
 @click.option(
     "--engine",
     type=click.Choice(["ddp", "fsdp", "deepspeed"]),
-    help="That joins the processes.  [default: ddp, or what accelerate's configuration says]",
+    help="How processes share the work.  [default: ddp, or accelerate's config]",
 )
-@click.option("--accelerate", type=PATH, help="A configuration of accelerate, to start with.")
+@click.option("--accelerate", type=PATH, help="Config file of accelerate, to launch with.")
 @click.option(
     "--log-to",
     type=click.Choice(["tensorboard", "trackio", "wandb"]),
     multiple=True,
-    help="Beside metrics.jsonl.",
+    help="Logger to use besides metrics.jsonl; repeatable.",
 )
 @DEVICE
 @common
@@ -57,11 +66,11 @@ def cpt(
     offline: bool,
     **options: Any,
 ) -> None:
-    """Go on training a built model as the section `cpt` of its recipe says.
+    """Continue pre-training a built model as the section `cpt` of its recipe says.
 
-    RECIPE's model lies in out/NAME, or under --built; DIR is a model that hybridize built, which
-    has its recipe in it. Also started by torchrun or accelerate launch: torchrun ... -m hybridize
-    cpt RECIPE.
+    RECIPE's model is expected in out/NAME, or where --built says; DIR is a model folder that
+    hybridize built, which contains its recipe. torchrun and accelerate launch work, too:
+    torchrun ... -m hybridize cpt RECIPE.
     """
     from hybridize.console import show, show_json
     from hybridize.cpt import command

@@ -9,26 +9,35 @@ import click
 from hybridize.cli.group import COMPUTE, DEVICE, PATH, common, main
 
 
-@main.command(short_help="Where a model does its tasks, and how sensitive its layers are")
+@main.command(short_help="Measure how sensitive layers are, and where tasks are solved")
 @click.argument("target", metavar="MODEL|RECIPE")
 @click.option(
-    "--text", multiple=True, help="File of text, one domain each.  [default: the recipe's]"
+    "--text", multiple=True, help="Text file, one domain; repeatable.  [default: the recipe's]"
 )
-@click.option("--probes", multiple=True, help="Set of items, brought by hybridize or a JSONL file.")
-@click.option("--perturb", multiple=True, help="How layers are perturbed: dropout, or noise:0.5.")
-@click.option("--part", type=click.Choice(["layer", "mixer", "mlp"]), multiple=True)
-@click.option("--seeds", type=click.IntRange(1, 100), help="Of each perturbation by chance.")
-@click.option("--tokens", type=click.IntRange(64), help="Of text, over all domains.")
-@click.option("--perturbed", type=click.IntRange(32), help="Tokens of text that are perturbed.")
-@click.option("--budget", help="What is left open is chosen by: 10m, 2h.  [default: 10m]")
+@click.option("--probes", multiple=True, help="Built-in probe set, or a JSONL file; repeatable.")
+@click.option(
+    "--perturb", multiple=True, help="Perturbation: KIND or KIND:STRENGTH (noise:0.5); repeatable."
+)
+@click.option(
+    "--part",
+    type=click.Choice(["layer", "mixer", "mlp"]),
+    multiple=True,
+    help="Part of every layer to perturb on its own; repeatable.",
+)
+@click.option("--seeds", type=click.IntRange(1, 100), help="Seeds for each random perturbation.")
+@click.option("--tokens", type=click.IntRange(64), help="Tokens of text, all domains together.")
+@click.option("--perturbed", type=click.IntRange(32), help="Tokens to run with perturbed layers.")
+@click.option("--budget", help="Time by which unset options are chosen: 10m, 2h.  [default: 10m]")
 @click.option(
     "--layer-by-layer", is_flag=True, help="Read one layer at a time: less memory, the same bits."
 )
 @DEVICE
 @COMPUTE
-@click.option("--memory", help="For the states of perturbed text: 4GB.  [default: a quarter]")
-@click.option("--built", type=PATH, help="Where the recipe's hybrid lies.  [default: out/NAME]")
-@click.option("--out", type=PATH, help="Folder of the report.  [default: out/diagnosis/NAME]")
+@click.option(
+    "--memory", help="Memory for perturbed states: 4GB.  [default: a quarter of what is free]"
+)
+@click.option("--built", type=PATH, help="Folder of the built hybrid.  [default: out/NAME]")
+@click.option("--out", type=PATH, help="Folder for the report.  [default: out/diagnosis/NAME]")
 @common
 def diagnose(target: str, *, as_json: bool, offline: bool, **options: Any) -> None:
     """Show where a MODEL, or each donor of a RECIPE, does its tasks, and which layers matter."""

@@ -19,24 +19,28 @@ choose_waiting()
 
 PATH = click.Path(path_type=Path)
 DEVICE = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where models run; auto: on a GPU if torch sees one.",
 )
 COMPUTE = click.option(
     "--compute-dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     default="auto",
     show_default=True,
-    help="What models compute in; auto: as stored, or float32 where the device is slow in that.",
+    help="Dtype to compute in; auto: as stored, float32 if the device is slow at it.",
 )
-FULL = click.option("--full", is_flag=True, help="Show every layer, not runs of equal ones.")
+FULL = click.option("--full", is_flag=True, help="Show every layer; do not group equal ones.")
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of every command, and errors as one message with an exit status."""
 
-    @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
-    @click.option("--offline", is_flag=True, help="Never ask the network, only its local cache.")
-    @click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error, too.")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")
+    @click.option("--offline", is_flag=True, help="Use no network, only files in the local cache.")
+    @click.option("-v", "--verbose", is_flag=True, help="On an error, show the full traceback.")
     @functools.wraps(command)
     def run(*args: Any, as_json: bool, offline: bool, verbose: bool, **kwargs: Any) -> None:
         try:
@@ -60,7 +64,7 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
 def main() -> None:
     """Assemble hybrid language models from pretrained modules.
 
-    A recipe (YAML) says which layers of which donors stand where. `plan` shows what would be
+    A recipe (YAML) says which layers of which donors go where. `plan` shows what would be
     built, `build` builds and checks it, `verify` checks it again at any time. `diagnose` measures
-    which layers matter, `recommend` says which belong where.
+    which layers matter, `recommend` suggests which belong where, `cpt` continues pre-training.
     """

@@ -7,7 +7,7 @@ import click
 from hybridize.cli.group import FULL, common, main
 
 
-@main.command(short_help="What stands at each depth of a model")
+@main.command(short_help="Show the mixer, MLP and size of each layer of a model")
 @click.argument("model")
 @FULL
 @common

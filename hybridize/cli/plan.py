@@ -11,8 +11,13 @@ from hybridize.cli.group import FULL, PATH, common, main
 
 @main.command(short_help="What build would do; reads headers only")
 @click.argument("recipe", type=PATH)
-@click.option("--prove", is_flag=True, help="Prove a native target now (this loads torch).")
-@click.option("--time", "timed", is_flag=True, help="Time this machine first (this loads torch).")
+@click.option("--prove", is_flag=True, help="Run the proof of a native target now (loads torch).")
+@click.option(
+    "--time",
+    "timed",
+    is_flag=True,
+    help="Benchmark this machine first, for the time estimate (loads torch).",
+)
 @FULL
 @common
 def plan(

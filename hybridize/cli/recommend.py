@@ -13,23 +13,23 @@ from hybridize.cli.group import COMPUTE, DEVICE, PATH, common, main
 
 @main.command(short_help="Which donor's layers belong where, as a recipe")
 @click.argument("recipe", type=PATH)
-@click.option("--write", type=PATH, help="Write the recommended recipe, with its reasons.")
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--write", type=PATH, help="File for the recommended recipe, with reasons.")
+@click.option("--force", is_flag=True, help="Overwrite the file named by --write.")
 @click.option(
-    "--text", multiple=True, help="File of text, one domain each.  [default: the recipe's]"
+    "--text", multiple=True, help="Text file, one domain; repeatable.  [default: the recipe's]"
 )
-@click.option("--seeds", type=click.IntRange(1, 100), help="Of each perturbation by chance.")
-@click.option("--tokens", type=click.IntRange(64), help="Of text for the diagnosis of donors.")
-@click.option("--perturbed", type=click.IntRange(32), help="Tokens of text that are perturbed.")
-@click.option(
-    "--budget", help="Time for diagnosing donors, by perturbing less: 10m, 2h.  [default: 10m]"
-)
+@click.option("--seeds", type=click.IntRange(1, 100), help="Seeds for each random perturbation.")
+@click.option("--tokens", type=click.IntRange(64), help="Tokens of text for diagnosing donors.")
+@click.option("--perturbed", type=click.IntRange(32), help="Tokens to run with perturbed layers.")
+@click.option("--budget", help="Time for diagnosing the donors: 10m, 2h.  [default: 10m]")
 @click.option(
     "--layer-by-layer", is_flag=True, help="Read one layer at a time while donors are diagnosed."
 )
 @DEVICE
 @COMPUTE
-@click.option("--memory", help="For the states of perturbed text: 4GB.  [default: a quarter]")
+@click.option(
+    "--memory", help="Memory for perturbed states: 4GB.  [default: a quarter of what is free]"
+)
 @common
 def recommend(recipe: Path, *, as_json: bool, offline: bool, **options: Any) -> None:
     """Say which layers of RECIPE's donors belong where (its `placement` says what may be moved).

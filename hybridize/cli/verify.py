@@ -18,10 +18,10 @@ from hybridize.cli.group import PATH, common, main
     type=click.Choice(["forward", "structure", "none"]),
     default="forward",
     show_default=True,
-    help="Load the model and run it, compare names and shapes with its class, or neither.",
+    help="Load and run the model, only check tensor names and shapes, or neither.",
 )
 @click.option("--whole", is_flag=True, help="Compare every tensor with its donor, not a sample.")
-@click.option("--expect", metavar="HASH", help="Of hybridize.json, as build printed it.")
+@click.option("--expect", metavar="HASH", help="Hash of hybridize.json that build printed.")
 @common
 def verify(
     folder: Path,
