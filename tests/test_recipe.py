@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hybridize.diagnostics.subject.trace import trace_schema
 from hybridize.errors import HybridizeError
 from hybridize.recipe.file import RecipeFile, load_recipe, recipe_schema
+from hybridize.recipe.sections.cpt import CptSpec
 from hybridize.recipe.sections.whole import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -232,6 +233,15 @@ def test_what_is_no_range_is_refused_in_place(tmp_path: Path, layers: str) -> No
 )
 def test_single_mistakes(tmp_path: Path, text: str, found: str) -> None:
     assert found in complaints(tmp_path, text)
+
+
+@pytest.mark.parametrize(("old", "new"), CptSpec.RENAMED.items())
+def test_a_key_that_was_renamed_is_told_by_its_new_name(tmp_path: Path, old: str, new: str) -> None:
+    """Recipes live longer than the names of keys."""
+    text = f"donors: {{a: {{model: x}}}}\nslots: [{{from: a, layer: 0}}]\ncpt: {{{old}: 1}}\n"
+    found = complaints(tmp_path, text)
+    assert found == f"x.yaml:3:7: cpt.{old}: unknown key '{old}'\n  fix: it is called {new}"
+    assert new in CptSpec.model_fields
 
 
 def test_defaults(tmp_path: Path) -> None:
