@@ -32,7 +32,7 @@ from bridge_tables import Fit, memory_table, tables
 
 from hybridize.assembler.assembly.assemble import build
 from hybridize.assembler.plan.planning import make_plan
-from hybridize.assembler.worker.worker import LocalProver
+from hybridize.assembler.worker.worker import LocalWorker
 from hybridize.console import say
 from hybridize.demo.donors import quiet, train_donors
 from hybridize.demo.training import train_tokenizer
@@ -149,7 +149,7 @@ def _fit(folder: Path, trial: Trial) -> Fit:
     with tempfile.TemporaryDirectory() as place, redirect_stderr(io.StringIO()):
         recipe = _write_recipe(Path(place), folder, trial, TOKENS)
         plan = make_plan(load_recipe(recipe))
-        built = build(plan, Path(place) / "out", prover=LocalProver(), check="structure")
+        built = build(plan, Path(place) / "out", prover=LocalWorker(), check="structure")
     assert built.fit is not None
     return built.fit
 

@@ -88,7 +88,8 @@ def byte_progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield advance
 
 
-Tell = Callable[..., None]  # of what is done, of all, and, if there is one, a note
+Advance = Callable[[int], None]  # told how much more is done
+Tell = Callable[..., None]  # told what is done, all of it, and at times a note
 
 
 def token_progress(label: str, unit: str = "tokens") -> AbstractContextManager[Tell]:

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from hybridize.assembler.assembly import assemble
 from hybridize.assembler.assembly import verify as verifying
-from hybridize.assembler.worker.worker import LocalProver
+from hybridize.assembler.worker.worker import LocalWorker
 from hybridize.cli import main
 from tests.support.stacks import UNFITTED, save_donor, write_recipe
 
@@ -37,8 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr(assemble, "WorkerProcess", LocalProver)
-    monkeypatch.setattr(verifying, "WorkerProcess", LocalProver)
+    monkeypatch.setattr(assemble, "WorkerProcess", LocalWorker)
+    monkeypatch.setattr(verifying, "WorkerProcess", LocalWorker)
     monkeypatch.chdir(folder)
 
 

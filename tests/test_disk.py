@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from hybridize.assembler.assembly import assemble
 from hybridize.assembler.assembly import verify as verifying
-from hybridize.assembler.worker.worker import LocalProver
+from hybridize.assembler.worker.worker import LocalWorker
 from hybridize.cli import main
 from hybridize.files import staging
 from tests.support.commands import COMMANDS
@@ -26,8 +26,8 @@ PAGE = resource.getpagesize()
 
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr(assemble, "WorkerProcess", LocalProver)
-    monkeypatch.setattr(verifying, "WorkerProcess", LocalProver)
+    monkeypatch.setattr(assemble, "WorkerProcess", LocalWorker)
+    monkeypatch.setattr(verifying, "WorkerProcess", LocalWorker)
     monkeypatch.chdir(folder)
 
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from blake3 import blake3
 
+from hybridize.console import Advance
 from hybridize.errors import HybridizeError
 from hybridize.files.ranges import BUFFER
 from hybridize.model.shards import Output, Shard
 
 THREADS = 2  # one hashes while the other writes; a file takes one writer at a time
 
-Progress = Callable[[int], None]  # called with the number of bytes that are done
 
-
-def copy_outputs(shard: Shard, file: Path, progress: Progress) -> dict[str, str]:
+def copy_outputs(shard: Shard, file: Path, progress: Advance) -> dict[str, str]:
     """Write the header of a shard and every output that is a plain copy.
 
     The file has its final size from the start; outputs that must be computed are left as holes.
@@ -52,7 +50,7 @@ def copy_outputs(shard: Shard, file: Path, progress: Progress) -> dict[str, str]
         os.close(target)
 
 
-def _copy(output: Output, target: int, offset: int, sources: _Sources, progress: Progress) -> str:
+def _copy(output: Output, target: int, offset: int, sources: _Sources, progress: Advance) -> str:
     digest = blake3()
     buffer = sources.buffer()
     for source in output.ranges:

@@ -19,7 +19,7 @@ from hybridize.assembler.fit.hybrid_with_donors import (
     BATCH,
     HybridWithDonors,
     Parameters,
-    Progress,
+    Read,
     held_out_loss,
     whole,
 )
@@ -98,7 +98,7 @@ def fit_bridges(
     windows: Sequence[Windows],
     *,
     stream: str,
-    progress: Progress,
+    progress: Read,
     nulls: bool = True,
 ) -> Fitted:
     """Fit the bridges of a hybrid, from below upwards.
@@ -135,7 +135,7 @@ class _Work:
         models: HybridWithDonors,
         windows: Sequence[Windows],
         stream: str,
-        progress: Progress,
+        progress: Read,
         *,
         nulls: bool,
     ) -> None:

@@ -21,7 +21,7 @@ from hybridize.torch_model.windows import Encoded, Reader, Windows, batches
 BATCH = 2048  # tokens that are run at a time
 
 Parameters = dict[str, Tensor]
-Progress = Callable[[float], None]  # called with the number of tokens that have been read
+Read = Callable[[float], None]  # called with the number of tokens that have been read
 Nats = Callable[[Encoded], Tensor]  # summed loss of each row
 
 
@@ -116,7 +116,7 @@ def whole(model: HybridForCausalLM) -> Nats:
 
 
 @torch.no_grad()
-def held_out_loss(part: Windows, reader: Reader, nats: Nats, progress: Progress) -> dict[str, Any]:
+def held_out_loss(part: Windows, reader: Reader, nats: Nats, progress: Read) -> dict[str, Any]:
     """Loss on the held-out text of a domain, in nats.
 
     Returns:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hybridize.assembler.fit.bridge_fit import best_map
-from hybridize.assembler.fit.hybrid_with_donors import BATCH, HybridWithDonors, Progress
+from hybridize.assembler.fit.hybrid_with_donors import BATCH, HybridWithDonors, Read
 from hybridize.model.states import State
 from hybridize.torch_model.regression import Affine, Sums, one_thread, ridge
 from hybridize.torch_model.stream import Stream
@@ -68,7 +68,7 @@ def measure_swaps(
     models: HybridWithDonors,
     windows: Sequence[Windows],
     losses: Callable[[], Losses],
-    progress: Progress,
+    progress: Read,
 ) -> list[dict[str, Any]]:
     """Of every swapped module, losses of the hybrid with it `removed`, and with a `matrix` for it.
 
@@ -90,7 +90,7 @@ def _maps(
     models: HybridWithDonors,
     windows: Sequence[Windows],
     places: Sequence[Place],
-    progress: Progress,
+    progress: Read,
 ) -> Iterator[tuple[Place, Affine]]:
     """The ridge map for each place, from one pass over the text."""
     widths = [models.width(place.host) for place in places]
@@ -114,7 +114,7 @@ def _add(
     places: Sequence[Place],
     texts: Sequence[str],
     totals: Sequence[Sums],
-    progress: Progress,
+    progress: Read,
 ) -> None:
     batch = models.reader.encode(texts)
     stream = Stream(models.hybrid, batch.tokens, batch.mask)

@@ -13,29 +13,26 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
+from hybridize.console import Tell
 from hybridize.errors import CheckFailed, Finding, HybridizeError
 from hybridize.files.mapping import tell_by
 from hybridize.machine.lifeline import end_with_parent
-
-# Called with what is done, what is to be done in all, and at times a note.
-Progress = Callable[..., None]
 
 
 class Worker(Protocol):
     """Whatever answers requests: a process, or (in tests) this one."""
 
     def submit(
-        self, operation: str, *, progress: Progress | None = None, **arguments: Any
+        self, operation: str, *, progress: Tell | None = None, **arguments: Any
     ) -> Future[Any]: ...
 
     def close(self) -> None: ...
 
 
-def perform(operation: str, arguments: dict[str, Any], progress: Progress | None = None) -> Any:
+def perform(operation: str, arguments: dict[str, Any], progress: Tell | None = None) -> Any:
     """Answer a request here; this imports torch."""
     from hybridize.assembler.worker import requests
 
@@ -43,11 +40,11 @@ def perform(operation: str, arguments: dict[str, Any], progress: Progress | None
     return getattr(requests, operation)(**arguments, **told)
 
 
-class LocalProver:
+class LocalWorker:
     """Answers in this process, which then imports torch."""
 
     def submit(
-        self, operation: str, *, progress: Progress | None = None, **arguments: Any
+        self, operation: str, *, progress: Tell | None = None, **arguments: Any
     ) -> Future[Any]:
         future: Future[Any] = Future()
         try:
@@ -77,11 +74,11 @@ class WorkerProcess:
         self.pool = ThreadPoolExecutor(1)
 
     def submit(
-        self, operation: str, *, progress: Progress | None = None, **arguments: Any
+        self, operation: str, *, progress: Tell | None = None, **arguments: Any
     ) -> Future[Any]:
         return self.pool.submit(self._ask, operation, arguments, progress)
 
-    def _ask(self, operation: str, arguments: dict[str, Any], progress: Progress | None) -> Any:
+    def _ask(self, operation: str, arguments: dict[str, Any], progress: Tell | None) -> Any:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         told = progress is not None

@@ -11,6 +11,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from hybridize.console import Tell
 from hybridize.cpt.data.blocks import Blocks
 from hybridize.cpt.data.dividing import EACH, MOST_HELD_OUT, Division
 from hybridize.cpt.data.packing import (
@@ -34,7 +35,6 @@ from hybridize.torch_model.windows import Reader
 NEW, OLD = "new", "old"
 
 Where = tuple[str | int, ...]
-Progress = Callable[[int, int], None]  # called with the tokens that are packed, and all wanted
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def gather_sources(
     packed: bool,
     tokens: int,
     offline: bool,
-    progress: Progress = lambda done, total: None,
+    progress: Tell = lambda done, total: None,
 ) -> list[Source]:
     """All text that the training asks for, as rows, which are packed once and then kept.
 

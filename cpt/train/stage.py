@@ -145,7 +145,7 @@ def run_stage(run: TrainingRun, index: int, stage: Stage, learnt: State, tell: T
         learnt: what earlier stages have trained.
 
     Raises:
-        CheckFailed: see `pretraining.train`.
+        CheckFailed: see `training.run_training`.
     """
     folder = run.folder(index)
     if (folder / RESULT).is_file():

@@ -12,6 +12,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from hybridize.console import Tell
 from hybridize.diagnostics.measure import measures, scoring
 from hybridize.diagnostics.measure.budget import (
     MORE,
@@ -57,8 +58,6 @@ from hybridize.torch_model.windows import DomainText, Reader, Windows, cut
 
 HELD_OUT = 0.5  # of the text: perturbed and scored; lenses are fitted to the rest
 
-Progress = Callable[[int, int], None]  # multiplications done, and in all, see `Effort`
-
 
 @dataclass(frozen=True)
 class Material:
@@ -87,7 +86,7 @@ def diagnose_models(
     compute: str = AUTO,
     budget: float | None = None,
     offline: bool,
-    progress: Progress,
+    progress: Tell,
 ) -> list[Trace]:
     """Diagnose models, all on the same text and the same probes.
 
@@ -131,7 +130,7 @@ def diagnose_on(
     memory: int | None,
     compute: str = AUTO,
     budget: float | None = None,
-    progress: Progress,
+    progress: Tell,
 ) -> list[Trace]:
     """`diagnose_models` on text and probes that are gathered already.
 
@@ -305,7 +304,7 @@ class _Diagnosis:
         memory: int | None,
         compute: str,
         budget: float | None,
-        progress: Progress,
+        progress: Tell,
     ) -> Trace:
         """Sweep the model, which goes from memory again before the next one comes.
 
@@ -317,11 +316,11 @@ class _Diagnosis:
         room, effort = memory or free_share(device), self.effort
         coarse, fine = self.swept_effort(effort), self.refined_effort(effort)
 
-        def told(before: int, share: int) -> Progress:
+        def told(before: int, share: int) -> Tell:
             return lambda done, whole: progress(before + share * done // whole, coarse + fine)
 
         def swept(
-            sheets: Sequence[Sheet], variants: Sequence[Variant], tell: Progress
+            sheets: Sequence[Sheet], variants: Sequence[Variant], tell: Tell
         ) -> tuple[Swept, list[Curve]]:
             found = sweep(parts, sheets, self.points, variants, memory=room, progress=tell)
             return found, scoring.curves_of(self.points, found, variants)

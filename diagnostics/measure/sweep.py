@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hybridize.console import Tell
 from hybridize.diagnostics.measure import measures
 from hybridize.diagnostics.measure.effort import Effort
 from hybridize.diagnostics.measure.lenses import Lens, fit_lens
@@ -28,8 +29,6 @@ from hybridize.torch_model.stream import Stream
 LOGIT, RIDGE = "logit", "ridge"
 LENSES = (LOGIT, RIDGE)
 LOGITS = 1 << 25  # numbers that are held at a time: a vocabulary is wide
-
-Progress = Callable[[int, int], None]  # multiplications done, and in all
 
 
 @dataclass
@@ -88,7 +87,7 @@ def sweep(
     variants: Sequence[Variant],
     *,
     memory: int,
-    progress: Progress,
+    progress: Tell,
 ) -> Swept:
     """Run text through a model and all its variants.
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
 
+from hybridize.console import Advance
 from hybridize.errors import HybridizeError
 
 BUFFER = 1 << 18  # bytes; larger ones were at times three times slower: benchmarks/RESULTS.md
-
-Progress = Callable[[int], None]  # called with the number of bytes that are done
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Range:
     tensor: str  # the donor's tensor that they belong to, for errors
 
 
-def hash_ranges(ranges: Iterable[Range], progress: Progress = lambda _: None) -> str:
+def hash_ranges(ranges: Iterable[Range], progress: Advance = lambda _: None) -> str:
     """BLAKE3 of bytes on disk, the ranges one after another."""
     digest = blake3()
     for source in ranges:

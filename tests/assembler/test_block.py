@@ -15,7 +15,7 @@ from hybridize.assembler.assembly.verify import verify
 from hybridize.assembler.bridges.block import obstacle
 from hybridize.assembler.plan.outputs import hybrid_config
 from hybridize.assembler.plan.planning import Plan
-from hybridize.assembler.worker.worker import LocalProver
+from hybridize.assembler.worker.worker import LocalWorker
 from hybridize.errors import HybridizeError
 from hybridize.model.states import State
 from hybridize.runtime import HybridForCausalLM
@@ -162,7 +162,7 @@ def test_a_block_bridge_is_built_without_text(tmp_path: Path, above: str) -> Non
             assert torch.equal(tensor, donor[name.replace("layers.3", "layers.2")]), name
     model = load(built.folder)
     assert model.config.slots[2] == {"donor": "b", "layer": 2, "made": True}
-    assert verify(built.folder, whole=True, worker=LocalProver()).ok
+    assert verify(built.folder, whole=True, worker=LocalWorker()).ok
 
     linear = build_in(tmp_path, halves(above, kind="linear"), "linear")
     assert_same(model, load(linear.folder))
@@ -191,7 +191,7 @@ def test_a_block_bridge_moves_the_bridges_above_it(tmp_path: Path) -> None:
     assert built.plan.picks[-1] == ("a", 3)  # the layer that stands before the head's final norm
     plain = build_in(tmp_path, recipe | {"bridges": {"where": "none"}}, "plain")
     assert_same(load(built.folder), load(plain.folder))
-    assert verify(built.folder, whole=True, worker=LocalProver()).ok
+    assert verify(built.folder, whole=True, worker=LocalWorker()).ok
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:

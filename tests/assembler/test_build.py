@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from hybridize.assembler.assembly import assemble, copying
 from hybridize.assembler.assembly.assemble import build
 from hybridize.assembler.assembly.verify import verify
-from hybridize.assembler.worker.worker import LocalProver, WorkerProcess
+from hybridize.assembler.worker.worker import LocalWorker, WorkerProcess
 from hybridize.errors import HybridizeError
 from hybridize.files import staging
 from hybridize.model.checkpoint import open_checkpoint
@@ -161,7 +161,7 @@ def test_a_cast_is_torchs_own(donors: Path, target: str) -> None:
     half = load_file(built.folder / "model.safetensors")
     assert all(torch.equal(half[name], full[name].bfloat16()) for name in full)
     assert load(built.folder).dtype == torch.bfloat16
-    assert verify(built.folder, worker=LocalProver()).ok
+    assert verify(built.folder, worker=LocalWorker()).ok
 
 
 def test_donors_of_differing_dtype_meet_without_loss(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_a_donor_that_shrinks_meanwhile_is_named(donors: Path) -> None:
     file = donors / "b/model.safetensors"
     os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(HybridizeError, match="the file became shorter") as caught:
-        build(plan, donors / "out", worker=LocalProver())
+        build(plan, donors / "out", worker=LocalWorker())
     assert str(file) in str(caught.value)
     assert left_over(donors) == []
 
@@ -350,7 +350,7 @@ def test_another_plan_does_not_go_on_with_an_interrupted_one(
     save_donor(donors / "b", "llama", seed=2)
     built = build_in(donors, recipe)
     assert built.resumed == 0
-    assert verify(built.folder, whole=True, worker=LocalProver()).ok
+    assert verify(built.folder, whole=True, worker=LocalWorker()).ok
 
 
 def test_two_builds_of_one_target_do_not_meet(donors: Path) -> None:

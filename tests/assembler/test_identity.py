@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hybridize.assembler.assembly.verify import verify
-from hybridize.assembler.worker.worker import LocalProver
+from hybridize.assembler.worker.worker import LocalWorker
 from tests.support.stacks import assert_same, build_in, load, save_donor
 from tests.support.tiny import FAMILIES
 
@@ -33,7 +33,7 @@ def test_identity(tmp_path: Path, family: str, target: str) -> None:
     )
     assert built.plan.target == target
     assert_same(mapped(built.folder), donor)
-    assert verify(built.folder, whole=True, worker=LocalProver()).ok
+    assert verify(built.folder, whole=True, worker=LocalWorker()).ok
 
 
 def mapped(folder: Path) -> PreTrainedModel:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hybridize.assembler.worker.worker import LocalProver
+from hybridize.assembler.worker.worker import LocalWorker
 from hybridize.errors import HybridizeError
 from hybridize.torch_model.layout import OutTensor, check_names, hybrid_layout, keep_fp32_names
 from hybridize.torch_model.symbolic import NotBytewise, Piece, Symbolic
@@ -233,7 +233,7 @@ def test_answers_are_plain_json() -> None:
 
 def ask(operation: str, **arguments: Any) -> Any:
     """What a build's second process answers."""
-    return LocalProver().submit(operation, **arguments).result()
+    return LocalWorker().submit(operation, **arguments).result()
 
 
 # ---- symbolic tensors --------------------------------------------------------------------------

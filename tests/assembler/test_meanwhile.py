@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from hybridize.assembler.assembly.assemble import build
-from hybridize.assembler.worker.worker import LocalProver
+from hybridize.assembler.worker.worker import LocalWorker
 from hybridize.cpt.train import training as pretraining
 from hybridize.diagnostics import command as diagnosing
 from hybridize.errors import HybridizeError
@@ -30,7 +30,7 @@ HYBRID: dict[str, Any] = {
 }
 
 
-class Meddler(LocalProver):
+class Meddler(LocalWorker):
     """Does something once a request was answered."""
 
     def __init__(self, after: str, do: Callable[[], object]) -> None:

@@ -36,7 +36,7 @@ from hybridize.assembler.merge.merge_file import lost, read_merge_file
 from hybridize.assembler.merge.merging import Merged, merged_donor
 from hybridize.assembler.plan.planning import make_plan
 from hybridize.assembler.worker import merge_process
-from hybridize.assembler.worker.worker import LocalProver
+from hybridize.assembler.worker.worker import LocalWorker
 from hybridize.errors import HybridizeError
 from hybridize.model.checkpoint import TensorHeader, open_checkpoint
 from hybridize.recipe.file import load_recipe
@@ -210,9 +210,9 @@ def test_a_recipe_with_merged_donors_builds(donors: Path, tmp_path: Path) -> Non
         "- {from: qwen, layer: 3}\nhead: blend\nbridges: {where: none}\n"
     )
     plan = make_plan(load_recipe(recipe), offline=True)
-    build(plan, tmp_path / "out", worker=LocalProver())
+    build(plan, tmp_path / "out", worker=LocalWorker())
 
-    assert verify(tmp_path / "out", worker=LocalProver(), whole=True).ok
+    assert verify(tmp_path / "out", worker=LocalWorker(), whole=True).ok
     blend = _contents(_merge(donors / "ties.yaml").folder)
     made = _contents(tmp_path / "out")
     name = "model.layers.1.mlp.up_proj.weight"

@@ -15,7 +15,7 @@ from hybridize.assembler.assembly import assemble
 from hybridize.assembler.assembly.verify import verify
 from hybridize.assembler.merge.merge_file import read_merge_file
 from hybridize.assembler.merge.merging import _record
-from hybridize.assembler.worker.worker import LocalProver
+from hybridize.assembler.worker.worker import LocalWorker
 from hybridize.cli import main
 from hybridize.files.yaml_source import parse_yaml
 from hybridize.model.checkpoint import read_json
@@ -72,7 +72,7 @@ def test_no_path_of_the_machine_gets_into_a_model(
     assert manifest["recipe"]["resolved"]["donors"]["one"]["model"] == "one"
     assert manifest["fit"]["text"]["domains"][0]["source"] == {"files": ["text.txt"]}
     assert "| one | one |" in (built.folder / "README.md").read_text()
-    found = verify(built.folder, worker=LocalProver())
+    found = verify(built.folder, worker=LocalWorker())
     assert found.ok
     assert "not compared" not in found.table()  # the donors are found all the same
 
@@ -93,7 +93,7 @@ def test_a_native_model_says_that_it_was_proved(
     tmp_path: Path, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its card, its manifest, and what build prints, as JSON too; and how all of it is loaded."""
-    monkeypatch.setattr(assemble, "WorkerProcess", LocalProver)
+    monkeypatch.setattr(assemble, "WorkerProcess", LocalWorker)
     file = write_recipe(tmp_path / "recipe.yaml", {**recipe, "calibration": None})
     done = CliRunner().invoke(main, ["build", str(file), "--out", str(tmp_path / "out"), "--json"])
     found = json.loads(done.stdout)

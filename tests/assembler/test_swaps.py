@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from hybridize.assembler.assembly.verify import verify
-from hybridize.assembler.worker.worker import LocalProver
+from hybridize.assembler.worker.worker import LocalWorker
 from hybridize.model.states import State
 from tests.support.stacks import assert_same, build_in, generate, load, save_donor, tokens
 
@@ -81,7 +81,7 @@ def test_bridges_of_a_swap_are_built_without_text(
     assert model(ids, attention_mask=mask).logits.isfinite().all()
     cached, plain = generate(model), generate(model, use_cache=False)
     assert torch.equal(cached.sequences, plain.sequences)
-    assert verify(built.folder, whole=True, worker=LocalProver()).ok
+    assert verify(built.folder, whole=True, worker=LocalWorker()).ok
 
 
 @pytest.mark.parametrize("kind", ["linear", "lowrank", "identity"])

@@ -19,7 +19,7 @@ from transformers.models.auto.tokenization_auto import (
 )
 
 from hybridize.assembler.assembly.verify import verify
-from hybridize.assembler.worker.worker import LocalProver
+from hybridize.assembler.worker.worker import LocalWorker
 from hybridize.cpt.data.tokens import Tokens
 from hybridize.errors import CheckFailed, HybridizeError
 from hybridize.torch_model.tokenization import PROBE, fingerprint, keep_ids, open_tokenizer, read
@@ -82,14 +82,14 @@ def test_verify_knows_the_ids_without_the_donor(tmp_path: Path, target: str) -> 
     write_tokenizer(tmp_path / "a", tokenizer_class="GPT2Tokenizer")
     out = build_in(tmp_path, ONE | {"target": target}).folder
     shutil.rmtree(tmp_path / "a")
-    found = {o.what: o for o in verify(out, load="structure", worker=LocalProver()).outcomes}
+    found = {o.what: o for o in verify(out, load="structure", worker=LocalWorker()).outcomes}
     assert found["tokenizer"].ok
     manifest = json.loads((out / "hybridize.json").read_text())
     config = json.loads((out / "config.json").read_text())
     (out / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
     (out / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
     assert fingerprint(open_tokenizer(out)) != manifest["tokenizer_ids"]
-    found = {o.what: o for o in verify(out, load="structure", worker=LocalProver()).outcomes}
+    found = {o.what: o for o in verify(out, load="structure", worker=LocalWorker()).outcomes}
     assert not found["tokenizer"].ok
     assert "gives other ids than its donor's in the build" in found["tokenizer"].detail
 

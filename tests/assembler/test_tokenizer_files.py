@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hybridize.assembler.assembly.verify import verify
-from hybridize.assembler.worker.worker import LocalProver
+from hybridize.assembler.worker.worker import LocalWorker
 from hybridize.model.tokenizer_files import tokenizer_code, tokenizer_files
 from tests.support.stacks import build_in, plan_of, save_donor
 from tests.support.tokenizers import write_tokenizer
@@ -55,7 +55,7 @@ def test_templates_and_code_come_along(tmp_path: Path, target: str) -> None:
         assert name == "modeling_own.py" or (out / name).read_text() == content
     assert not (out / "modeling_own.py").exists()
     assert json.loads((out / "tokenizer_config.json").read_text())["auto_map"] == CODE
-    assert verify(out, load="structure", worker=LocalProver()).ok
+    assert verify(out, load="structure", worker=LocalWorker()).ok
     (out / "additional_chat_templates/tool_use.jinja").write_text("{{ other }}")
     assert not verify(out, load="none").ok
 
@@ -91,7 +91,7 @@ def test_a_tokenizer_that_only_its_code_can_read_is_copied_and_said(tmp_path: Pa
     assert any(c.startswith("the tokenizer is copied and not checked: ") for c in built.checks)
     for name in ("own.tiktoken", "tokenization_own.py", "tokenizer_config.json"):
         assert (built.folder / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
-    assert verify(built.folder, load="structure", worker=LocalProver()).ok
+    assert verify(built.folder, load="structure", worker=LocalWorker()).ok
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from blake3 import blake3
 
 from hybridize.assembler.assembly.verify import Verification, verify
-from hybridize.assembler.worker.worker import LocalProver
+from hybridize.assembler.worker.worker import LocalWorker
 from hybridize.errors import HybridizeError
 from hybridize.files.hashes import content_hash
 from hybridize.model.checkpoint import open_checkpoint
@@ -45,7 +45,7 @@ def copy(made: Path, tmp_path: Path) -> Path:
 
 
 def check(folder: Path, **options: object) -> Verification:
-    return verify(folder, worker=LocalProver(), **options)  # type: ignore[arg-type]
+    return verify(folder, worker=LocalWorker(), **options)  # type: ignore[arg-type]
 
 
 def wrong(verification: Verification) -> dict[str, str]:

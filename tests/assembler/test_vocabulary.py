@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hybridize.assembler.assembly.assemble import prove_target
-from hybridize.assembler.worker.worker import LocalProver
+from hybridize.assembler.worker.worker import LocalWorker
 from hybridize.errors import HybridizeError
 from hybridize.model.donors import Donor, load_donor
 from hybridize.model.vocabulary import shared_tokens
@@ -180,7 +180,7 @@ def test_tokenizers_of_two_kinds_are_compared_by_what_they_do(tmp_path: Path) ->
     plan = plan_of(tmp_path, recipe(tokenizer="b"))
     assert note in plan.notes
     found = "tokens of 'a' and 'b': 100% of their numbers mean the same, a probe text has the same "
-    assert f"{found}ids" in prove_target(plan, LocalProver()).notes
+    assert f"{found}ids" in prove_target(plan, LocalWorker()).notes
     assert f"{found}ids" in build_in(tmp_path, recipe(tokenizer="b"), check="structure").checks
 
 

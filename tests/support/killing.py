@@ -21,7 +21,7 @@ from blake3 import blake3
 
 from hybridize.assembler.assembly.assemble import build
 from hybridize.assembler.plan.planning import make_plan
-from hybridize.assembler.worker.worker import LocalProver
+from hybridize.assembler.worker.worker import LocalWorker
 from hybridize.files.staging import MANIFEST
 from hybridize.recipe.file import load_recipe
 
@@ -69,7 +69,7 @@ def _fork(recipe: Path, target: Path, *, force: bool) -> int:
             target,
             force=force,
             check="structure",
-            worker=LocalProver(),
+            worker=LocalWorker(),
         )
         status = 0
     except Exception:

@@ -18,7 +18,7 @@ from typing import Any
 
 from hybridize.assembler.assembly import assemble
 from hybridize.assembler.assembly.verify import verify
-from hybridize.assembler.worker.worker import LocalProver
+from hybridize.assembler.worker.worker import LocalWorker
 from hybridize.cli import main
 from tests.support.commands import COMMANDS
 from tests.support.killing import contents, moments
@@ -78,7 +78,7 @@ def run(folder: Path, command: str, kills: int, seed: int) -> list[dict[str, Any
     from hybridize.diagnostics.recommendation.trial import recommending  # noqa: F401
 
     torch.set_num_threads(1)  # a forked process must not ask the threads of its parent
-    assemble.WorkerProcess = LocalProver  # type: ignore[misc, assignment]
+    assemble.WorkerProcess = LocalWorker  # type: ignore[misc, assignment]
     os.chdir(folder)
     place = folder / f"killed-{command}"
     target, work = place / "made", place / "made.work"

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hybridize.assembler.assembly.assemble import Built, build
 from hybridize.assembler.plan.planning import Plan, make_plan
-from hybridize.assembler.worker.worker import LocalProver
+from hybridize.assembler.worker.worker import LocalWorker
 from hybridize.recipe.file import load_recipe
 from tests.support.tiny import tiny_model
 
@@ -38,7 +38,7 @@ def plan_of(folder: Path, recipe: dict[str, Any]) -> Plan:
 
 def build_in(folder: Path, recipe: dict[str, Any], out: str = "out", **options: Any) -> Built:
     """Build in this process, which has torch already; donors are named relative to `folder`."""
-    return build(plan_of(folder, recipe), folder / out, worker=LocalProver(), **options)
+    return build(plan_of(folder, recipe), folder / out, worker=LocalWorker(), **options)
 
 
 def load(folder: Path) -> PreTrainedModel:

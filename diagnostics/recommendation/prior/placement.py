@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from hybridize.assembler import GATE
+from hybridize.console import Tell
 
 PARTS = ("quality", "stability", "value")
 KEPT = 12  # best beginnings of a stack that are followed up, of each kind
@@ -82,7 +83,6 @@ class Seam(NamedTuple):
 
 
 Seams = Callable[[Spot, Spot], Seam]  # from the last layer below to the first one above
-Progress = Callable[[int, int], None]  # slots filled, and all of them
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def z_scores(estimates: Mapping[Spot, Estimate]) -> tuple[dict[Spot, Estimate], 
 
 
 def place(
-    rules: Rules, scores: Scores, seams: Seams, *, count: int, progress: Progress | None = None
+    rules: Rules, scores: Scores, seams: Seams, *, count: int, progress: Tell | None = None
 ) -> list[Placement]:
     """The best placements, best first: every donor of the candidates is used.
 
@@ -186,7 +186,7 @@ class _Search:
             for spot in rules.allowed
         }
 
-    def best(self, count: int, progress: Progress) -> list[Placement]:
+    def best(self, count: int, progress: Tell) -> list[Placement]:
         rules = self.rules
         starts = [Spot(d, 0) for d in rules.layers if Spot(d, 0) in rules.allowed]
         paths = [_Path(self._gain(0, s), (LayerRun(s.donor, 0, 0),)) for s in starts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from hybridize.assembler import (
     reader_of,
     tokenizer_of,
 )
+from hybridize.console import Tell
 from hybridize.diagnostics.measure import scoring
 from hybridize.diagnostics.measure.diagnosis import Material
 from hybridize.diagnostics.measure.sheets import Points, Sheet, lens_sheets, share_of, text_sheets
@@ -32,8 +33,6 @@ from hybridize.torch_model.loading import Parts, Weights
 from hybridize.torch_model.windows import DomainText, Reader, Windows, cut
 
 GROWTH = 10.0  # times what the same layer does in its donor
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Workshop:
         self._windows: list[Windows] | None = None
         self._donors: dict[str, Losses] | None = None
 
-    def assemble(self, plan: Plan, progress: Progress) -> tuple[HybridWithDonors, dict[str, Any]]:
+    def assemble(self, plan: Plan, progress: Tell) -> tuple[HybridWithDonors, dict[str, Any]]:
         """The stack of a plan, its bridges fitted, and what was measured of them."""
         assert plan.calibration is not None
         readers = {
@@ -115,7 +114,7 @@ class Workshop:
         return models, fit
 
     def diagnose(
-        self, plan: Plan, models: HybridWithDonors, fit: dict[str, Any], progress: Progress
+        self, plan: Plan, models: HybridWithDonors, fit: dict[str, Any], progress: Tell
     ) -> Measured:
         """What an assembled stack is, see `assemble`."""
         reader = _reader(plan, self.weights.device)
