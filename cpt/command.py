@@ -21,12 +21,12 @@ from hybridize.cpt.plan.target import find_target
 from hybridize.errors import HybridizeError
 from hybridize.files.hashes import content_hash
 from hybridize.files.staging import MANIFEST
+from hybridize.machine import ranks
 
 if TYPE_CHECKING:
     from hybridize.cpt.plan.forecast import Forecast
     from hybridize.cpt.train.timing import Timing
     from hybridize.cpt.train.training import Trained
-    from hybridize.machine import ranks
     from hybridize.recipe.file import RecipeFile
 
 QUICK = 2_000_000_000  # bytes of a model that a forecast reads without being asked to

@@ -85,6 +85,8 @@ def broken_off(
         finally:
             os._exit(0)
     while len(list(folder.glob(pattern))) < checkpoints:
+        ended, _ = os.waitpid(child, os.WNOHANG)
+        assert not ended, "the training ended before it was killed"
         time.sleep(0.0005)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
