@@ -468,7 +468,7 @@ class TestErrors:
         with (tmp_path / "a.jsonl").open("a") as file:
             file.write("{\n")
         found = said(lambda: gather(tmp_path, reader, "a.jsonl"))
-        assert "a.jsonl:201: is not JSON object" in found
+        assert "a.jsonl:201: is not a JSON object" in found
         assert not list(cache.iterdir())
 
     def test_tokens_that_the_model_does_not_have(
