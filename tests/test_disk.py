@@ -17,11 +17,16 @@ from hybridize.assembler.assembly import verify as verifying
 from hybridize.assembler.worker.worker import LocalWorker
 from hybridize.cli import main
 from hybridize.files import staging
-from tests.support.commands import COMMANDS
+from tests.support.commands import COMMANDS, filled
 from tests.support.trained_donors import save_trained
 
 SIZES = 10
 PAGE = resource.getpagesize()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return filled(tmp_path_factory.mktemp("commands"))
 
 
 @pytest.fixture(autouse=True)

@@ -9,16 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commands import folder  # noqa: F401 - a fixture
+from tests.support.commands import filled
 from tests.support.trained_donors import save_trained
 
 ROOT = Path(__file__).parents[1]
 KILLS = {"build": 14, "diagnose": 10, "recommend": 6, "cpt": 10}
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return filled(tmp_path_factory.mktemp("commands"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", KILLS)
-def test_forty_kills(command: str, folder: Path) -> None:  # noqa: F811
+def test_forty_kills(command: str, folder: Path) -> None:
     if command == "recommend":
         save_trained(folder / "sound")
         save_trained(folder / "hurt", damaged=(2, 3))

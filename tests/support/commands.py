@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.support.readers import code, prose, save_reader
 from tests.support.stacks import UNFITTED, build_in, write_recipe
 
@@ -38,9 +36,8 @@ COMMANDS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("disk")
+def filled(folder: Path) -> Path:
+    """Donors, texts, a built model, and recipes for every command."""
     save_reader(folder / "a", "llama")
     save_reader(folder / "b", "qwen3")
     (folder / "code.txt").write_text(code()[:6000])
