@@ -6,14 +6,12 @@ from typing import Any
 
 import click
 
-from hybridize.cli.group import COMPUTE, DEVICE, PATH, common, main
+from hybridize.cli.group import COMPUTE, DEVICE, MEMORY, PATH, PERTURBED, SEEDS, TEXT, common, main
 
 
 @main.command(short_help="Measure how sensitive layers are, and where tasks are solved")
 @click.argument("target", metavar="MODEL|RECIPE")
-@click.option(
-    "--text", multiple=True, help="Text file, one domain; repeatable.  [default: the recipe's]"
-)
+@TEXT
 @click.option("--probes", multiple=True, help="Built-in probe set, or a JSONL file; repeatable.")
 @click.option(
     "--perturb", multiple=True, help="Perturbation: KIND or KIND:STRENGTH (noise:0.5); repeatable."
@@ -24,18 +22,16 @@ from hybridize.cli.group import COMPUTE, DEVICE, PATH, common, main
     multiple=True,
     help="Part of every layer to perturb on its own; repeatable.",
 )
-@click.option("--seeds", type=click.IntRange(1, 100), help="Seeds for each random perturbation.")
+@SEEDS
 @click.option("--tokens", type=click.IntRange(64), help="Tokens of text, all domains together.")
-@click.option("--perturbed", type=click.IntRange(32), help="Tokens to run with perturbed layers.")
+@PERTURBED
 @click.option("--budget", help="Time by which unset options are chosen: 10m, 2h.  [default: 10m]")
 @click.option(
     "--layer-by-layer", is_flag=True, help="Read one layer at a time: less memory, the same bits."
 )
 @DEVICE
 @COMPUTE
-@click.option(
-    "--memory", help="Memory for perturbed states: 4GB.  [default: a quarter of what is free]"
-)
+@MEMORY
 @click.option("--built", type=PATH, help="Folder of the built hybrid.  [default: out/NAME]")
 @click.option("--out", type=PATH, help="Folder for the report.  [default: out/diagnosis/NAME]")
 @common

@@ -32,6 +32,18 @@ COMPUTE = click.option(
     show_default=True,
     help="Dtype to compute in; auto: as stored, float32 if the device is slow at it.",
 )
+TEXT = click.option(
+    "--text", multiple=True, help="Text file, one domain; repeatable.  [default: the recipe's]"
+)
+SEEDS = click.option(
+    "--seeds", type=click.IntRange(1, 100), help="Seeds for each random perturbation."
+)
+PERTURBED = click.option(
+    "--perturbed", type=click.IntRange(32), help="Tokens to run with perturbed layers."
+)
+MEMORY = click.option(
+    "--memory", help="Memory for perturbed states: 4GB.  [default: a quarter of what is free]"
+)
 FULL = click.option("--full", is_flag=True, help="Show every layer; do not group equal ones.")
 
 

@@ -8,28 +8,24 @@ from typing import Any
 
 import click
 
-from hybridize.cli.group import COMPUTE, DEVICE, PATH, common, main
+from hybridize.cli.group import COMPUTE, DEVICE, MEMORY, PATH, PERTURBED, SEEDS, TEXT, common, main
 
 
 @main.command(short_help="Which donor's layers belong where, as a recipe")
 @click.argument("recipe", type=PATH)
 @click.option("--write", type=PATH, help="File for the recommended recipe, with reasons.")
 @click.option("--force", is_flag=True, help="Overwrite the file named by --write.")
-@click.option(
-    "--text", multiple=True, help="Text file, one domain; repeatable.  [default: the recipe's]"
-)
-@click.option("--seeds", type=click.IntRange(1, 100), help="Seeds for each random perturbation.")
+@TEXT
+@SEEDS
 @click.option("--tokens", type=click.IntRange(64), help="Tokens of text for diagnosing donors.")
-@click.option("--perturbed", type=click.IntRange(32), help="Tokens to run with perturbed layers.")
+@PERTURBED
 @click.option("--budget", help="Time for diagnosing the donors: 10m, 2h.  [default: 10m]")
 @click.option(
     "--layer-by-layer", is_flag=True, help="Read one layer at a time while donors are diagnosed."
 )
 @DEVICE
 @COMPUTE
-@click.option(
-    "--memory", help="Memory for perturbed states: 4GB.  [default: a quarter of what is free]"
-)
+@MEMORY
 @common
 def recommend(recipe: Path, *, as_json: bool, offline: bool, **options: Any) -> None:
     """Say which layers of RECIPE's donors belong where (its `placement` says what may be moved).
