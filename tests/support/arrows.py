@@ -5,20 +5,28 @@ from __future__ import annotations
 import ast
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("assembler", "cpt", "diagnostics")
 
 
-def modules() -> list[Path]:
+@cache
+def modules() -> tuple[Path, ...]:
     """All modules of the project, relative to its root."""
     found = []
     for top in ("hybridize", *STAGES):
         for file in (ROOT / top).rglob("*.py"):
             if not any(parent.is_symlink() for parent in file.parents):
                 found.append(file.relative_to(ROOT))
-    return sorted(found)
+    return tuple(sorted(found))
+
+
+@cache
+def own_names() -> frozenset[str]:
+    """Names of all modules."""
+    return frozenset(map(name_of, modules()))
 
 
 def name_of(module: Path) -> str:
@@ -54,12 +62,11 @@ def _nodes(node: ast.AST, at_run_time: bool) -> Iterator[ast.AST]:
 
 def own_imports(module: Path, *, at_run_time: bool = False) -> set[str]:
     """Names of the project's modules that a module imports."""
-    known = {name_of(m) for m in modules()}
     found = set()
     for name in imports(module, at_run_time=at_run_time):
         if name == "hybridize" or name.startswith("hybridize."):
             own = name.removeprefix("hybridize").lstrip(".")
-            found.add(own if own in known else own.rpartition(".")[0])
+            found.add(own if own in own_names() else own.rpartition(".")[0])
     return found - {name_of(module)}
 
 
