@@ -42,7 +42,6 @@ from hybridize.text.calibration import gather
 
 Check = Literal["forward", "structure"]
 RUNTIME = Path(hybridize.__file__).parent / "runtime"
-RUNTIME_FILES = sorted(f.name for f in RUNTIME.glob("*.py") if f.name != "__init__.py")
 ELSEWHERE = "choose an --out on another disk"
 
 
@@ -332,8 +331,9 @@ class _Job:
         if index := index_json(self.shards):
             (folder / INDEX).write_text(index)
         if plan.target == "hybrid":
-            for name in RUNTIME_FILES:
-                shutil.copyfile(RUNTIME / name, folder / name)
+            for file in sorted(RUNTIME.glob("*.py")):
+                if file.name != "__init__.py":
+                    shutil.copyfile(file, folder / file.name)
         assert self.carrier is not None
         self.carried = self.carrier.write(folder, self.config)
         (folder / "README.md").write_text(model_card(plan, self.fit), encoding="utf-8")
